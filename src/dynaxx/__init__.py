@@ -1,0 +1,69 @@
+"""dynaxx: information geometry for PyTorch models.
+
+The public names, nothing else. Each is imported when it is first used, so that ``import dynaxx`` and ``dynaxx --help``
+stay light.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from dynaxx.version import __version__ as __version__
+
+_PUBLIC = {
+    "fisher": "dynaxx.fisher:fisher",
+    "hessian": "dynaxx.hessian:hessian",
+    "load": "dynaxx.operators.storage:load",
+    "Estimate": "dynaxx.estimate:Estimate",
+    "Spectrum": "dynaxx.spectrum:Spectrum",
+    "InputError": "dynaxx.errors:InputError",
+    "SizeError": "dynaxx.errors:SizeError",
+    "prune": "dynaxx.compress.prune:prune",
+    "PruningResult": "dynaxx.compress.result:PruningResult",
+    "compress": "dynaxx.compress.workflow:compress",
+    "likelihoods": "dynaxx.likelihoods",
+}
+
+if TYPE_CHECKING:
+    from dynaxx import likelihoods as likelihoods
+    from dynaxx.compress.prune import prune as prune
+    from dynaxx.compress.result import PruningResult as PruningResult
+    from dynaxx.compress.workflow import compress as compress
+    from dynaxx.errors import InputError as InputError
+    from dynaxx.errors import SizeError as SizeError
+    from dynaxx.estimate import Estimate as Estimate
+    from dynaxx.fisher import fisher as fisher
+    from dynaxx.hessian import hessian as hessian
+    from dynaxx.operators.storage import load as load
+    from dynaxx.spectrum import Spectrum as Spectrum
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'dynaxx' has no attribute {name!r}; it has {', '.join(sorted(_PUBLIC))}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    value = import_module(module)
+    value = getattr(value, attribute) if attribute else value
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps ``dynaxx.fisher`` the function:
+
+    importing the submodule of that name would otherwise put itself in its place.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, ModuleType) and ":" in _PUBLIC.get(name, "")):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
