@@ -1,0 +1,90 @@
+"""Small symmetric matrices, in float64."""
+
+import torch
+from torch import Tensor
+
+from dynaxx.errors import InputError
+from dynaxx.linalg.protocol import Operator, chunks, dimension, identity_columns, product, require_room
+
+
+def to_dense(op: Operator) -> Tensor:
+    """The operator's matrix (p, p), made of p products with columns of the identity, in the operator's dtype.
+
+    Raises:
+        SizeError: p^2 numbers do not fit.
+    """
+    p = dimension(op)
+    require_room("the dense matrix", op, p, "stay with products (op @ v), or take fewer parameters")
+    matrix = torch.empty(p, p, dtype=op.dtype, device=op.device)
+    for start, stop in chunks(op, 0, p):
+        matrix[:, start:stop] = product(op, identity_columns(op, start, stop))
+    return matrix
+
+
+def diagonal_exact(op: Operator) -> Tensor:
+    """The operator's diagonal (p,) by p products, nothing of size p^2 held."""
+    diagonal = torch.empty(dimension(op), dtype=op.dtype, device=op.device)
+    for start, stop in chunks(op, 0, len(diagonal)):
+        diagonal[start:stop] = product(op, identity_columns(op, start, stop)).diagonal(-start)
+    return diagonal
+
+
+def symmetric(matrix: Tensor) -> Tensor:
+    """The symmetric part (A + A^T) / 2 in float64, (p, p).
+
+    Raises:
+        InputError: not a square matrix, or not finite.
+
+    >>> symmetric(torch.tensor([[1., 2.], [4., 3.]])).tolist()
+    [[1.0, 3.0], [3.0, 3.0]]
+    """
+    if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise InputError(f"expected a square matrix; got a tensor of shape {tuple(matrix.shape)}")
+    if not torch.isfinite(matrix).all():
+        raise InputError(
+            f"a matrix of shape {tuple(matrix.shape)} holds NaN or infinite entries; look for them in what it was "
+            "made of"
+        )
+    matrix = matrix.detach().to(torch.float64)
+    return (matrix + matrix.T) / 2
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues descending (p,) and eigenvectors in columns (p, p) of the symmetric part, float64."""
+    values, vectors = torch.linalg.eigh(symmetric(matrix))
+    return values.flip(0), vectors.flip(1)
+
+
+def eigvalsh(matrix: Tensor) -> Tensor:
+    """Eigenvalues of the symmetric part, descending, float64, (p,).
+
+    >>> eigvalsh(torch.tensor([[2., 1.], [1., 2.]])).tolist()
+    [3.0, 1.0]
+    """
+    return torch.linalg.eigvalsh(symmetric(matrix)).flip(0)
+
+
+def logdet_psd(matrix: Tensor, damping: float = 0.0) -> float:
+    """log det(A + damping I) of a PSD matrix, nats.
+
+    By Cholesky; where that meets a pivot that rounding has made negative, by eigenvalues.
+
+    Raises:
+        InputError: A + damping I is singular or indefinite to rounding, so that there is no such number.
+
+    >>> round(logdet_psd(torch.diag(torch.tensor([1., 3.])), damping=1.0), 4)
+    2.0794
+    """
+    matrix = symmetric(matrix)
+    matrix = matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not failed:
+        return float(2 * factor.diagonal().log().sum())
+    values = torch.linalg.eigvalsh(matrix)
+    floor = torch.finfo(matrix.dtype).eps * len(values) * float(values.abs().max())
+    if float(values[0]) <= floor:
+        raise InputError(
+            f"log det of a matrix of shape {tuple(matrix.shape)} with damping={damping:g}: its least eigenvalue is "
+            f"{float(values[0]):.3g}, not above rounding ({floor:.3g}); give damping above that"
+        )
+    return float(values.log().sum())

@@ -1,0 +1,53 @@
+import math
+
+import pytest
+import torch
+
+from dynaxx.errors import InputError, SizeError
+from dynaxx.linalg import eigh, eigvalsh, logdet_psd, symmetric, to_dense
+from linalg.matrices import Counted, power, with_spectrum
+
+
+def test_to_dense_of_the_protocol_alone():
+    a = with_spectrum(power(70, 1.0))
+    op = Counted(a)
+    assert torch.equal(to_dense(op), a)
+    assert op.columns == 70
+
+
+def test_eigendecomposition_of_the_symmetric_part():
+    a = with_spectrum([3.0, 1.0, -2.0])
+    skew = torch.tensor([[0.0, 1, 2], [-1, 0, 3], [-2, -3, 0]], dtype=torch.float64)
+    values, vectors = eigh(a + skew)
+    torch.testing.assert_close(values, torch.tensor([3.0, 1.0, -2.0], dtype=torch.float64))
+    torch.testing.assert_close((vectors * values) @ vectors.T, a)
+    torch.testing.assert_close(eigvalsh((a + skew).float()), values, rtol=1e-6, atol=1e-6)
+    assert eigvalsh(a.float()).dtype == torch.float64
+
+
+def test_logdet_by_cholesky_and_by_eigenvalues():
+    values = power(50, 2.0)
+    assert logdet_psd(with_spectrum(values)) == pytest.approx(float(values.log().sum()), rel=1e-10)
+    singular = with_spectrum([2.0, 1.0] + [0.0] * 30)
+    exact = math.log(2.5) + math.log(1.5) + 30 * math.log(0.5)
+    assert logdet_psd(singular, damping=0.5) == pytest.approx(exact, rel=1e-12)
+    with pytest.raises(InputError, match="damping"):
+        logdet_psd(torch.diag(torch.tensor([1.0, 0.0])))
+    with pytest.raises(InputError, match="damping"):
+        logdet_psd(torch.diag(torch.tensor([1.0, -1.0])))
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match="square"):
+        symmetric(torch.ones(2, 3))
+    with pytest.raises(InputError, match="NaN"):
+        symmetric(torch.full((2, 2), float("nan")))
+
+
+class Huge:
+    shape, dtype, device = (10**9, 10**9), torch.float64, torch.device("cpu")
+
+
+def test_refuses_before_allocating():
+    with pytest.raises(SizeError, match="dense matrix"):
+        to_dense(Huge())
