@@ -1,0 +1,203 @@
+"""Matrix-free products with F = (1/N) sum_n J_n^T M_n J_n, M_n the estimator's metric in output space.
+
+J v comes from reverse mode twice: g(u) = J^T u is linear in u, and the gradient of <g(u), v> with respect to u is J v.
+    Reverse mode is there
+for every operation that can be trained, forward mode is not. While the data is one batch, the graphs are kept between
+products. A few operations (EmbeddingBag, for one) have no second derivative; then products go through per-example
+gradients, one reverse pass per cotangent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynaxx.assembly.sweep import Sweeper, example_norms
+from dynaxx.errors import InputError
+from dynaxx.model.network import Output
+from dynaxx.model.rules.base import gradients, parts, rows
+from dynaxx.operators.base import Sampling
+
+
+@dataclass
+class _Linearised:
+    """One batch with its graphs: z, and g(u) = J^T u as a function of u."""
+
+    output: Output
+    keys: Tensor
+    u: Tensor
+    g: tuple[Tensor, ...]
+
+    def forward(self, v: list[Tensor]) -> Tensor:
+        """J v, (N, P, C)."""
+        (jv,) = torch.autograd.grad(self.g, self.u, v, retain_graph=True, allow_unused=True, materialize_grads=True)
+        return jv
+
+    def backward(self, w: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """J^T w, one tensor per parameter."""
+        return list(
+            torch.autograd.grad(
+                self.output.z, parameters, w, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+        )
+
+
+class Pullback:
+    """The model, the data and the estimator behind an implicit operator.
+
+    Raises (later, when used): InputError if the parameters or the data have changed since.
+    """
+
+    def __init__(self, sweeper: Sweeper) -> None:
+        self.sweeper, self.network, self.estimator = sweeper, sweeper.network, sweeper.estimator
+        self.layout = self.network.layout
+        self.parameters = list(self.network.parameters.values())
+        self._versions = [parameter._version for parameter in self.parameters]
+        self._kept: _Linearised | None = None
+        self._twice = True
+
+    def _columns(self, vectors: Tensor) -> list[list[Tensor]]:
+        """Each column as one tensor per parameter.
+
+        Contiguous: torch's second derivative of weight_norm is wrong for strided cotangents.
+        """
+        return [list(self.layout.unravel(v).values()) for v in vectors.T.contiguous()]
+
+    # passes
+
+    def _batches(self) -> Iterator[_Linearised]:
+        """Each batch linearised; a single batch is kept."""
+        if [parameter._version for parameter in self.parameters] != self._versions:
+            raise InputError(
+                "the model's parameters have changed since this operator was made, and its form reads the model; "
+                "make a new one, or use a form that stores numbers (diagonal, kfac, dense)"
+            )
+        if self._kept is not None:
+            yield self._kept
+            return
+        for batch in self.sweeper.data:
+            output = self.network(batch)
+            u = torch.zeros_like(output.z, requires_grad=True)
+            g: tuple[Tensor, ...] = ()
+            if self._twice:
+                g = torch.autograd.grad(
+                    output.z, self.parameters, u, create_graph=True, allow_unused=True, materialize_grads=True
+                )
+            item = _Linearised(output, self.sweeper.keys(batch), u, g)
+            if self.sweeper.data.single:
+                self._kept = item
+            yield item
+
+    def count(self) -> tuple[int, int]:
+        """(N, K):
+
+        rehearses on the first batch, which also tells the cotangents per example, and checks the outputs of the rest.
+        """
+        total = columns = 0
+        with self.network.guarded():
+            for batch in self.sweeper.data:
+                if total == 0:
+                    tape = self.sweeper.tape(batch)
+                    self.estimator.cotangents(tape.output, self.sweeper.keys(batch), 0, 1)
+                    columns = self.estimator.number(tape.output)
+                else:
+                    with torch.no_grad():
+                        self.network(batch)
+                total += batch.count
+        with self.network.guarded(twice=True):
+            item = next(iter(self._batches()))
+            try:
+                item.forward([torch.zeros_like(parameter) for parameter in self.parameters])
+            except NotImplementedError:
+                self._twice, self._kept = False, None
+        self._examples = total
+        return total, columns
+
+    # linear maps
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """F V for V (p, k).
+
+        Cost: a forward and a reverse pass with graph per batch (none while kept), and two reverse passes per column.
+        """
+        if not self._twice:
+            return (self.from_rows(self._rows_one_by_one(vectors)) / self._examples).to(vectors.dtype)
+        columns = self._columns(vectors)
+        totals = torch.zeros(vectors.shape[1], self.layout.size, dtype=self.layout.dtype, device=self.layout.device)
+        total = 0
+        with self.network.guarded(twice=True):
+            for item in self._batches():
+                total += len(item.keys)
+                for row, v in zip(totals, columns, strict=True):
+                    w = self.estimator.apply(item.output, item.keys, item.forward(v))
+                    row += torch.cat([g.detach().flatten() for g in item.backward(w, self.parameters)])
+        return totals.T / total
+
+    def to_rows(self, vectors: Tensor) -> Tensor:
+        """G^T V:
+
+        inner products of every per-example gradient row with the columns, (M, k), rows ordered by example, then
+        cotangent.
+        """
+        if not self._twice:
+            return self._rows_one_by_one(vectors)
+        columns = self._columns(vectors)
+        pieces = []
+        with self.network.guarded(twice=True):
+            for item in self._batches():
+                jv = torch.stack([item.forward(v) for v in columns])  # (k, N, P, C)
+                u = torch.cat(list(self.estimator.chunks(item.output, item.keys, self.estimator.number(item.output))))
+                pieces.append(torch.einsum("qnpc,jnpc->nqj", u.double(), jv.double()).flatten(0, 1))
+        return torch.cat(pieces)
+
+    def _rows_one_by_one(self, vectors: Tensor) -> Tensor:
+        """``to_rows`` without a second derivative: every per-example gradient is formed, a chunk at a time."""
+        wanted = self.layout.unravel(vectors.double())
+        pieces = []
+        with self.network.guarded():
+            for tape, keys in self.sweeper.tapes():
+                chunks = []
+                for cotangents in self.sweeper.chunks(tape, keys):
+                    total = vectors.new_zeros(len(keys), len(cotangents), vectors.shape[1], dtype=torch.float64)
+                    for name, uses in tape.pulled(cotangents).items():
+                        v = wanted[name].reshape(-1, vectors.shape[1])
+                        start = 0
+                        for part in parts(uses, len(v)):
+                            G = rows(gradients(part)).double()
+                            total[start : start + G.shape[1]] += (G @ v).transpose(0, 1)
+                            start += G.shape[1]
+                    chunks.append(total)
+                pieces.append(torch.cat(chunks, 1).flatten(0, 1))
+        return torch.cat(pieces)
+
+    def from_rows(self, coefficients: Tensor) -> Tensor:
+        """G c for coefficients (M, k), (p, k): one reverse pass per column and batch."""
+        totals = torch.zeros(coefficients.shape[1], self.layout.size, dtype=torch.float64, device=self.layout.device)
+        start = 0
+        with self.network.guarded(twice=True):
+            for item in self._batches():
+                u = torch.cat(list(self.estimator.chunks(item.output, item.keys, self.estimator.number(item.output))))
+                stop = start + len(item.keys) * len(u)
+                c = coefficients[start:stop].reshape(len(item.keys), len(u), -1).to(u.dtype)
+                for j, row in enumerate(totals):
+                    w = torch.einsum("qnpc,nq->npc", u, c[:, :, j])
+                    row += torch.cat([g.detach().flatten() for g in item.backward(w, self.parameters)]).double()
+                start = stop
+        return totals.T
+
+    # scalars from per-example gradients
+
+    def trace(self) -> tuple[float, Sampling | None]:
+        """tr F = mean over examples of sum_k |G_nk|^2, from layer outputs alone."""
+        total, count, sampling = 0.0, 0, None
+        with self.network.guarded():
+            for tape, keys in self.sweeper.tapes():
+                if count == 0:
+                    sampling = self.sweeper.sampling_of_first(tape, keys)
+                for cotangents in self.sweeper.chunks(tape, keys):
+                    total += float(example_norms(tape, cotangents).sum(dtype=torch.float64))
+                count += len(keys)
+        return total / count, None if sampling is None else sampling.over(count)

@@ -1,0 +1,97 @@
+"""A run on two examples before the real one: is the model deterministic, are examples independent, and where does each
+layer keep them?
+
+Nothing here is assumed from shapes alone: a time-first activation whose length happens to equal the batch size would
+    fool that.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynaxx.errors import InputError
+from dynaxx.model.data import Batch
+from dynaxx.model.network import Network
+from dynaxx.model.tape import Arrangement, Arrangements, Layers, Tape
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # relative; half precision gets 5e-2
+
+
+def rehearse(network: Network, layers: Layers, batch: Batch, full: Tape) -> Arrangements:
+    """Hold a run on the first two examples (one, if there are only two) against the run of the whole batch.
+
+    Returns:
+        where each call of a known layer has its examples; calls that fit no arrangement are left to the generic path.
+
+    Raises:
+        InputError: the same input gave two outputs, or an example's output depends on the other examples.
+    """
+    count = batch.count
+    few = min(2, max(1, count - 1))
+    part = batch.part(0, few)
+    first = Tape(network, layers, part)
+    _same(network.shape(network.raw(part), part).z, first.output.z)
+    if not _close(full.output.z[:few], first.output.z):
+        raise InputError(
+            f"an example's output depends on the other examples of its batch: the first {few} alone give other outputs "
+            f"than among {count}. "
+            f"Look for batch statistics or for an axis other than 0 that runs over examples (predict= can rearrange it)"
+        )
+    if [(c.name, c.number) for c in full.calls] != [(c.name, c.number) for c in first.calls]:
+        return {}
+    out: Arrangements = {}
+    for whole, piece in zip(full.calls, first.calls, strict=True):
+        arrangement = _arrangement(whole.x, piece.x, count, few, whole.layer.leading(whole.x))
+        if arrangement is not None:
+            out[whole.name, whole.number] = arrangement
+    return out
+
+
+def require_deterministic(network: Network, batch: Batch) -> None:
+    """Run the model twice on the first two examples.
+
+    Raises:
+        InputError: the outputs differ.
+    """
+    part = batch.part(0, min(2, batch.count))
+    with torch.no_grad():
+        _same(network.raw(part), network.raw(part))
+
+
+def _same(one: Tensor, two: Tensor) -> None:
+    if not torch.equal(one.nan_to_num(), two.nan_to_num()):
+        raise InputError(
+            "the model is not deterministic: two runs on the same input differ. Its curvature is then not defined; "
+            "look for sampling, noise, "
+            "or dropout in functional form (F.dropout needs training=self.training) in forward, and call model.eval()"
+        )
+
+
+def _arrangement(whole: Tensor, piece: Tensor, count: int, few: int, leading: int) -> Arrangement | None:
+    if count == 1:  # nothing to tell apart: everything belongs to the one example
+        return Arrangement() if len(whole) == 1 else None
+    for axis in range(max(1, leading)):
+        if whole.shape[axis] == count and piece.shape[axis] == few:
+            same = [i for i in range(whole.dim()) if i != axis and whole.shape[i] != piece.shape[i]]
+            if not same and _close(whole.movedim(axis, 0)[:few], piece.movedim(axis, 0)):
+                return Arrangement(axis)
+    if leading and len(whole) % count == 0 and len(piece) % few == 0 and whole.shape[1:] == piece.shape[1:]:
+        whole, piece = whole.unflatten(0, (count, -1)), piece.unflatten(0, (few, -1))
+        if whole.shape[1] == piece.shape[1] and _close(whole[:few], piece):
+            return Arrangement(0, flattened=True)
+    return None
+
+
+def _close(left: Tensor, right: Tensor) -> bool:
+    if left.shape != right.shape:
+        return False
+    if not left.is_floating_point():
+        return torch.equal(left, right)
+    finite = torch.isfinite(left)
+    if not torch.equal(finite, torch.isfinite(right)):
+        return False
+    tolerance = TOLERANCE.get(left.dtype, 5e-2)
+    left, right = left.detach()[finite].double(), right.detach()[finite].double()
+    scale = float(right.abs().max()) if right.numel() else 0.0
+    return bool(((left - right).abs() <= tolerance * scale).all()) if scale else bool((left == right).all())

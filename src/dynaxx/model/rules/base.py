@@ -1,0 +1,142 @@
+"""What every rule can do, derived from one thing: per-example gradients.
+
+Shapes: K cotangents, N examples, T positions that share the parameter (absent where there are none), S the parameter's
+    shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 2**27  # per-example gradients that exist at one time
+
+
+class Rule:
+    """Per-example algebra of one parameter's use: ``a`` went in, ``g`` is the cotangent of what came out.
+
+    A subclass defines ``gradients``; it overrides the rest only where algebra makes it faster. One contract test holds
+    every override against what is derived here.
+    """
+
+    def gradients(self, a: Any, g: Tensor) -> Tensor:
+        """Per-example gradients G = d<g, out>/dw, shape (K, N, *S)."""
+        raise NotImplementedError
+
+    def squares(self, a: Any, g: Tensor) -> Tensor:
+        """Sum over cotangents and examples of G**2, shape S."""
+        return self.gradients(a, g).square().sum((0, 1))
+
+    def norms(self, a: Any, g: Tensor) -> Tensor:
+        """Squared norms of G, shape (K, N)."""
+        return rows(self.gradients(a, g)).square().sum(2)
+
+    def inner(self, a: Any, g: Tensor, b: Any, h: Tensor) -> Tensor:
+        """Inner products of the gradients of two batches, shape (K, N, L, M), in float64."""
+        left, right = (rows(self.gradients(*pair)).double() for pair in ((a, g), (b, h)))
+        return torch.tensordot(left, right, dims=([2], [2]))
+
+
+class Given(Rule):
+    """Gradients that are already there, (K, N, *S): the generic path's answer in the form of a use."""
+
+    def gradients(self, a: Any, g: Tensor) -> Tensor:
+        return g
+
+
+class Grouped(Rule):
+    """Consecutive examples taken as one:
+
+    their gradients are summed. a: (groups, size, ...), g: (K, groups, size, ...).
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+
+    def gradients(self, a: Any, g: Tensor) -> Tensor:
+        G = self.rule.gradients(None if a is None else a.flatten(0, 1), g.flatten(1, 2))
+        return G.unflatten(1, g.shape[1:3]).sum(2)
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of one parameter: the rule, what went in (N, ...) and the pulled cotangents (K, N, ...)."""
+
+    rule: Rule
+    a: Any
+    g: Tensor
+
+    def part(self, start: int, stop: int) -> Use:
+        """Examples start to stop - 1."""
+        return Use(self.rule, None if self.a is None else self.a[start:stop], self.g[:, start:stop])
+
+    def grouped(self, size: int) -> Use:
+        """The same use with groups of ``size`` examples in place of examples; a last group that is too small is "
+        "filled with zeros."""
+        lacking = -self.g.shape[1] % size
+        g = torch.cat([self.g, self.g.new_zeros(len(self.g), lacking, *self.g.shape[2:])], 1) if lacking else self.g
+        a = self.a
+        if a is not None:
+            a = torch.cat([a, a[:1].expand(lacking, *a.shape[1:])]) if lacking else a
+            a = a.unflatten(0, (-1, size))
+        return Use(Grouped(self.rule), a, g.unflatten(1, (-1, size)))
+
+
+def rows(G: Tensor) -> Tensor:
+    """Per-example gradients (K, N, *S) as rows (K, N, s), a scalar parameter's too."""
+    return G.reshape(*G.shape[:2], -1)
+
+
+def gradients(uses: Sequence[Use]) -> Tensor:
+    """Per-example gradients of a parameter, summed over its uses before anything is squared: (K, N, *S)."""
+    total = uses[0].rule.gradients(uses[0].a, uses[0].g)
+    for use in uses[1:]:
+        total = total + use.rule.gradients(use.a, use.g)
+    return total
+
+
+def squares(uses: Sequence[Use], size: int) -> Tensor:
+    """Diagonal of sum G G^T for a parameter of ``size`` entries, shape S."""
+    if len(uses) == 1 and not isinstance(uses[0].rule, (Grouped, Given)):
+        return uses[0].rule.squares(uses[0].a, uses[0].g)
+    return _total(gradients(part).square().sum((0, 1)) for part in parts(uses, size))
+
+
+def norms(uses: Sequence[Use], size: int) -> Tensor:
+    """Squared norms of the per-example gradients, shape (K, N)."""
+    if len(uses) == 1:
+        return uses[0].rule.norms(uses[0].a, uses[0].g)
+    return torch.cat([rows(gradients(part)).square().sum(2) for part in parts(uses, size)], 1)
+
+
+def inner(left: Sequence[Use], right: Sequence[Use]) -> Tensor:
+    """Block of the Gram matrix, (K, N, L, M) in float64."""
+    if len(left) == len(right) == 1:
+        return left[0].rule.inner(left[0].a, left[0].g, right[0].a, right[0].g)
+    one, two = (rows(gradients(uses)).double() for uses in (left, right))
+    return torch.tensordot(one, two, dims=([2], [2]))
+
+
+def parts(uses: Sequence[Use], size: int) -> Iterator[list[Use]]:
+    """Cut uses along the examples so that per-example gradients of ``size`` entries stay within CHUNK_BYTES."""
+    columns, count = uses[0].g.shape[:2]
+    members = uses[0].g.shape[2] if isinstance(uses[0].rule, Grouped) else 1
+    step = chunk(columns * size * members * uses[0].g.element_size())
+    for start in range(0, count, step):
+        yield [use.part(start, start + step) for use in uses]
+
+
+def chunk(bytes_per_example: int) -> int:
+    """Examples whose per-example gradients fit CHUNK_BYTES, at least one."""
+    return max(1, CHUNK_BYTES // max(1, bytes_per_example))
+
+
+def _total(terms: Iterator[Tensor]) -> Tensor:
+    total = next(terms)
+    for term in terms:
+        total = total + term
+    return total

@@ -1,0 +1,98 @@
+"""Convolutions in one, two and three dimensions, with stride, padding, dilation and groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dynaxx.model.rules.base import CHUNK_BYTES, Rule
+
+GROUPED_EXAMPLES = 16  # examples in one grouped call: enough to fill the cores, few enough to stay in cache
+
+
+class ConvolutionWeight(Rule):
+    """Weight (O, C/groups, *k) with a: (N, C, *in), already padded, and g: (K, N, O, *out).
+
+    The per-example weight gradient of many examples is the weight gradient of one grouped convolution that has the
+    examples as groups, so one library call forms it.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.stride, self.dilation, self.groups = module.stride, module.dilation, module.groups
+        self.shape = tuple(module.weight.shape)
+
+    def _grouped(self, a: Tensor, g: Tensor) -> Tensor:
+        """G of a few examples and one cotangent: a (n, C, *in), g (n, O, *out) -> (n, *S)."""
+        n, spatial = len(a), a.dim() - 2
+        weight = a.new_empty(1).expand(n * self.shape[0], *self.shape[1:])  # only its shape is read
+        G = torch.ops.aten.convolution_backward(
+            g.reshape(1, n * g.shape[1], *g.shape[2:]), a.reshape(1, n * a.shape[1], *a.shape[2:]), weight, None,
+            self.stride, [0] * spatial, self.dilation, False, [0] * spatial, n * self.groups, [False, True, False],
+        )[1]  # fmt: skip
+        return G.reshape(n, *self.shape)
+
+    def gradients(self, a: Tensor, g: Tensor) -> Tensor:
+        out = g.new_empty(*g.shape[:2], *self.shape)
+        for k in range(len(g)):
+            for i in range(0, len(a), GROUPED_EXAMPLES):
+                out[k, i : i + GROUPED_EXAMPLES] = self._grouped(
+                    a[i : i + GROUPED_EXAMPLES], g[k, i : i + GROUPED_EXAMPLES]
+                )
+        return out
+
+    def squares(self, a: Tensor, g: Tensor) -> Tensor:
+        total = g.new_zeros(self.shape)
+        for k in range(len(g)):
+            for i in range(0, len(a), GROUPED_EXAMPLES):
+                total += self._grouped(a[i : i + GROUPED_EXAMPLES], g[k, i : i + GROUPED_EXAMPLES]).square_().sum(0)
+        return total
+
+    def norms(self, a: Tensor, g: Tensor) -> Tensor:
+        out = g.new_empty(g.shape[:2])
+        for k in range(len(g)):
+            for i in range(0, len(a), GROUPED_EXAMPLES):
+                G = self._grouped(a[i : i + GROUPED_EXAMPLES], g[k, i : i + GROUPED_EXAMPLES])
+                out[k, i : i + GROUPED_EXAMPLES] = G.flatten(1).square_().sum(1)
+        return out
+
+    def inner(self, a: Tensor, g: Tensor, b: Tensor, h: Tensor) -> Tensor:
+        rows_left, rows_right = g.shape[0] * g.shape[1], h.shape[0] * h.shape[1]
+        size = torch.Size(self.shape).numel()
+        out = torch.zeros(rows_left, rows_right, dtype=torch.float64, device=g.device)
+        # one block of rows at a time: both sides' gradients in float64 within the chunk
+        step_left = max(1, min(len(a), CHUNK_BYTES // (16 * size * len(g)) or 1))
+        step_right = max(1, min(len(b), CHUNK_BYTES // (16 * size * len(h)) or 1))
+        out4 = out.view(*g.shape[:2], *h.shape[:2])
+        for i in range(0, len(a), step_left):
+            left = self.gradients(a[i : i + step_left], g[:, i : i + step_left]).flatten(2).double()
+            for j in range(0, len(b), step_right):
+                if a is b and g is h and j == i:
+                    right = left
+                else:
+                    right = self.gradients(b[j : j + step_right], h[:, j : j + step_right]).flatten(2).double()
+                out4[:, i : i + step_left, :, j : j + step_right] = torch.tensordot(left, right, dims=([2], [2]))
+        return out4
+
+
+def padded(module: Any, x: Tensor) -> Tensor:
+    """The input with the module's padding written out, whatever its mode."""
+    sides = module._reversed_padding_repeated_twice  # (last axis left, right, ...), also for padding="same"
+    if not any(sides):
+        return x
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return functional.pad(x, sides, mode=mode)
+
+
+def patches(module: Any, x: Tensor) -> Tensor:
+    """Padded input (N, C, *in) to the rows that meet the kernel: (N, T, C * prod k), T the output positions."""
+    axes = range(2, x.dim())
+    for axis, size, step, dilation in zip(axes, module.kernel_size, module.stride, module.dilation, strict=True):
+        x = x.unfold(axis, dilation * (size - 1) + 1, step)[..., ::dilation]
+    spatial = module.weight.dim() - 2
+    # (N, C, *out, *k) -> (N, *out, C, *k)
+    order = [0, *range(2, 2 + spatial), 1, *range(2 + spatial, 2 + 2 * spatial)]
+    x = x.permute(order)
+    return x.reshape(x.shape[0], x.shape[1 : 1 + spatial].numel(), -1)

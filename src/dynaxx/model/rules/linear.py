@@ -1,0 +1,70 @@
+"""Linear maps: ``out = a w^T + b`` with any number of positions between examples and features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynaxx.model.rules.base import Rule, chunk
+
+
+class LinearWeight(Rule):
+    """Weight (O, I) with a:
+
+    (N, T, I) and g: (K, N, T, O); G = sum_t g_t a_t^T. Positions add up before anything is squared.
+    """
+
+    def gradients(self, a: Tensor, g: Tensor) -> Tensor:
+        if a.shape[1] == 1:
+            return g.transpose(2, 3) * a[None]  # (K, N, O, 1) * (1, N, 1, I)
+        return g.transpose(2, 3) @ a
+
+    def squares(self, a: Tensor, g: Tensor) -> Tensor:
+        if a.shape[1] == 1:
+            # (g a^T)**2 = g**2 (a**2)^T: cotangents add up before the one product, whatever their number
+            return g.square().sum(0)[:, 0].T @ a[:, 0].square()
+        columns, count, _, outputs = g.shape
+        total = g.new_zeros(outputs, a.shape[2])
+        step = chunk(outputs * a.shape[2] * g.element_size())
+        for k in range(columns):
+            for start in range(0, count, step):
+                G = torch.bmm(g[k, start : start + step].transpose(1, 2), a[start : start + step])
+                total += G.square_().sum(0)
+        return total
+
+    def norms(self, a: Tensor, g: Tensor) -> Tensor:
+        positions, inputs = a.shape[1:]
+        if positions == 1:
+            return g[:, :, 0].square().sum(2) * a[:, 0].square().sum(1)
+        if positions * (inputs + g.shape[-1]) > inputs * g.shape[-1]:
+            step = chunk(len(g) * inputs * g.shape[-1] * g.element_size())
+            return torch.cat(
+                [super(LinearWeight, self).norms(a[i : i + step], g[:, i : i + step]) for i in range(0, len(a), step)],
+                1,
+            )
+        # |sum_t g_t a_t^T|^2 = sum_{t,s} (g_t . g_s)(a_t . a_s): cheaper than G while T is small
+        return ((g @ g.mT) * (a @ a.mT)).sum((2, 3))
+
+    def inner(self, a: Tensor, g: Tensor, b: Tensor, h: Tensor) -> Tensor:
+        if a.shape[1] == b.shape[1] == 1:
+            # <g a^T, h b^T> = (g . h)(a . b); the products in float64, so that the spectrum's floor is float64's
+            outer = torch.tensordot(g[:, :, 0].double(), h[:, :, 0].double(), dims=([2], [2]))
+            return outer.mul_((a[:, 0].double() @ b[:, 0].double().T)[None, :, None, :])
+        return super().inner(a, g, b, h)
+
+
+class TransposedLinearWeight(LinearWeight):
+    """The same map with its weight stored as (I, O), as in HuggingFace's Conv1D."""
+
+    def gradients(self, a: Tensor, g: Tensor) -> Tensor:
+        return super().gradients(a, g).transpose(-1, -2)
+
+    def squares(self, a: Tensor, g: Tensor) -> Tensor:
+        return super().squares(a, g).transpose(-1, -2)
+
+
+class Shift(Rule):
+    """A bias: G = sum_t g_t. ``a`` is not needed; g: (K, N, T, *S)."""
+
+    def gradients(self, a: object, g: Tensor) -> Tensor:
+        return g.sum(2)

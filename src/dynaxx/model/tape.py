@@ -1,0 +1,227 @@
+"""One forward pass, remembered: any number of cotangents pulled back in reverse mode, to layer outputs only.
+
+Forward hooks note each known layer's input and the gradient edge of its output. Pulling a cotangent then asks autograd
+for the gradients at those edges, so no parameter gradient is ever formed. Whether the hooks saw every use of a
+parameter is not assumed but counted: the graph of the output has one edge into a parameter's leaf per use. Parameters
+    with more edges than noted uses go the generic way.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from dynaxx.errors import InputError
+from dynaxx.model.data import Batch
+from dynaxx.model.generic import example_gradients
+from dynaxx.model.network import Network, Output
+from dynaxx.model.rules.base import Given, Use
+from dynaxx.model.rules.layers import Layer, layer_of
+
+# below this many layer-output entries per cotangent, python costs more than arithmetic: pull several at once
+BATCHED_ELEMENTS = 200_000
+
+
+@dataclass
+class Call:
+    """One call of a known layer during the forward pass."""
+
+    name: str
+    number: int
+    layer: Layer
+    x: Tensor
+    version: int
+    edge: GradientEdge
+    size: int
+    a: Any = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Where a layer's examples are: along ``axis``, or flattened together with positions on axis 0."""
+
+    axis: int = 0
+    flattened: bool = False
+
+    def examples_first(self, x: Tensor, count: int, skip: int = 0) -> Tensor:
+        """Bring examples to axis ``skip`` (cotangents carry their own axis before)."""
+        if self.flattened:
+            return x.unflatten(skip, (count, -1))
+        return x.movedim(self.axis + skip, skip)
+
+
+Arrangements = dict[tuple[str, int], Arrangement]
+
+
+class Layers:
+    """The known layers among a network's modules, found once, and which of their parameters are selected."""
+
+    def __init__(self, network: Network) -> None:
+        canonical = {id(parameter): name for name, parameter in network.parameters.items()}
+        self.layers: dict[str, Layer] = {}
+        self.names: dict[str, dict[str, str]] = {}  # module name -> own parameter name -> canonical name
+        for name, module in network.model.named_modules():
+            own = {k: canonical[id(p)] for k, p in module.named_parameters(recurse=False) if id(p) in canonical}
+            layer = layer_of(module) if own else None
+            if layer is not None and set(own) <= set(layer.rules):
+                self.layers[name], self.names[name] = layer, own
+
+    @contextmanager
+    def listening(self, calls: list[Call]) -> Iterator[None]:
+        """Append each call of a known layer to ``calls`` while the context lasts."""
+        counter: Counter[str] = Counter()
+
+        def listen(name: str, layer: Layer) -> Any:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+                x = args[0] if args else next(iter(kwargs.values()))
+                if isinstance(out, Tensor) and out.requires_grad:
+                    edge = get_gradient_edge(out)
+                    calls.append(Call(name, counter[name], layer, x.detach(), x._version, edge, out.numel()))
+                counter[name] += 1
+
+            return layer.module.register_forward_hook(hook, with_kwargs=True)
+
+        handles = [listen(name, layer) for name, layer in self.layers.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class Tape:
+    """The forward pass of one batch.
+
+    Args:
+        network, layers: the model and its known layers.
+        batch: what goes in.
+        group: examples whose gradients count as one; 0 for the whole batch.
+        arrangements: where each call has its examples, from the rehearsal; None while rehearsing.
+    """
+
+    def __init__(
+        self, network: Network, layers: Layers, batch: Batch, arrangements: Arrangements | None = None, group: int = 1
+    ) -> None:
+        self.network, self.layers, self.batch = network, layers, batch
+        self.group = group or batch.count
+        calls: list[Call] = []
+        with layers.listening(calls):
+            self.output: Output = network(batch)
+        self.count = len(self.output.z)
+        reached, edges = _graph(self.output.z, network.parameters)
+        self.calls = [call for call in calls if call.edge.node in reached]
+        self.reached = frozenset(edges)
+        noted = Counter(name for call in self.calls for name in layers.names[call.name].values())
+        self._unseen = {name for name, number in edges.items() if noted[name] != number}
+        self.arrange(arrangements or {})
+
+    def arrange(self, arrangements: Arrangements) -> None:
+        """Settle which calls the rules take; parameters of any other call go the generic way."""
+        self.arrangements = arrangements
+        names = self.layers.names
+        lost = [call for call in self.calls if (call.name, call.number) not in arrangements]
+        self.generic = self._unseen | {name for call in lost for name in names[call.name].values()}
+        self.known = [call for call in self.calls if not set(names[call.name].values()) <= self.generic]
+        self._last: Tensor | None = None
+        self._uses: dict[str, list[Use]] = {}
+        self._pulled: list[tuple[Call, Tensor, Tensor]] = []
+
+    @property
+    def entries(self) -> int:
+        """Layer-output entries that one cotangent is pulled to."""
+        return sum(call.size for call in self.known) + self.output.z.numel()
+
+    def pulled(self, cotangents: Tensor) -> dict[str, list[Use]]:
+        """Uses of every reached parameter under cotangents (K, N, P, C) of the output.
+
+        Cost: K reverse passes to layer outputs, no parameter gradients; memory K times the layer outputs. The answer
+            is remembered for
+        the last cotangents, so that several collectors share one reverse pass.
+        """
+        self._pull(cotangents)
+        return self._uses
+
+    def pulled_calls(self, cotangents: Tensor) -> list[tuple[Call, Tensor, Tensor]]:
+        """(call, its layer's input, its layer's cotangent (K, N, ...)) of each call that the rules take."""
+        self._pull(cotangents)
+        return self._pulled
+
+    def _pull(self, cotangents: Tensor) -> None:
+        if self._last is cotangents:
+            return
+        grads = self._gradients([call.edge for call in self.known], cotangents)
+        self._pulled = [(call, *self._arranged(call, g)) for call, g in zip(self.known, grads, strict=True)]
+        self._uses = {}
+        for call, a, g in self._pulled:
+            for own, use in call.layer.uses(a, g).items():
+                name = self.layers.names[call.name].get(own)
+                if name is not None and name not in self.generic:
+                    self._uses.setdefault(name, []).append(use)
+        if self.generic:
+            names = [name for name in self.network.parameters if name in self.generic]
+            given = example_gradients(self.network, self.batch, names, cotangents)
+            self._uses |= {name: [Use(Given(), None, G)] for name, G in given.items()}
+        if self.group > 1:
+            self._uses = {name: [use.grouped(self.group) for use in uses] for name, uses in self._uses.items()}
+        self._last = cotangents
+
+    def _arranged(self, call: Call, g: Tensor) -> tuple[Tensor, Tensor]:
+        arrangement = self.arrangements[call.name, call.number]
+        if call.a is None:
+            if call.x._version != call.version:
+                raise InputError(
+                    f"the input of {call.name!r} was changed in place after the layer had used it, so its gradient is "
+                    f"not defined; "
+                    f"use the out-of-place operation there"
+                )
+            with torch.no_grad():
+                call.a = call.layer.input(arrangement.examples_first(call.x, self.count))
+        return call.a, call.layer.cotangent(arrangement.examples_first(g, self.count, skip=1))
+
+    def _gradients(self, edges: list[GradientEdge], cotangents: Tensor) -> list[Tensor]:
+        """(K, *output shape) at each edge."""
+        if not edges:
+            return []
+        z = self.output.z
+        if len(cotangents) > 1 and self.entries < BATCHED_ELEMENTS:
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+                    grads = torch.autograd.grad(z, edges, cotangents, retain_graph=True, is_grads_batched=True)
+                return [g.detach() for g in grads]
+            except RuntimeError:
+                pass  # an operation without a batching rule: one at a time
+        columns = [torch.autograd.grad(z, edges, u, retain_graph=True) for u in cotangents]
+        if len(columns) == 1:
+            return [g.detach()[None] for g in columns[0]]
+        return [torch.stack(gs).detach() for gs in zip(*columns, strict=True)]
+
+
+def _graph(z: Tensor, parameters: dict[str, nn.Parameter]) -> tuple[set[Node], Counter[str]]:
+    """Nodes of the graph under z, and the number of edges into each parameter's leaf."""
+    canonical = {id(parameter): name for name, parameter in parameters.items()}
+    edges: Counter[str] = Counter()
+    if z.grad_fn is None:
+        return set(), edges
+    seen: set[Node] = {z.grad_fn}
+    stack: list[Node] = [z.grad_fn]
+    while stack:
+        for node, _ in stack.pop().next_functions:
+            if node is None:
+                continue
+            variable = getattr(node, "variable", None)
+            if variable is not None:
+                if id(variable) in canonical:
+                    edges[canonical[id(variable)]] += 1
+            elif node not in seen:
+                seen.add(node)
+                stack.append(node)
+    return seen, edges

@@ -1,0 +1,1 @@
+"""Symmetric operators on parameter space: one set of verbs, whatever the form."""

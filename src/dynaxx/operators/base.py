@@ -1,0 +1,287 @@
+"""The verbs every form answers, derived from one thing: the product with a vector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from dynaxx import linalg
+from dynaxx.errors import InputError, require_memory
+from dynaxx.estimate import Estimate
+from dynaxx.layout import Layout
+from dynaxx.spectrum import SampledSpectrum, Spectrum
+
+DENSE_SIZE = 1024  # up to this many parameters p products and one dense decomposition beat any iteration
+
+Vector = TypeVar("Vector", Tensor, Mapping[str, Tensor])
+
+
+class Eigenpairs(NamedTuple):
+    """Eigenvalues (k,) in descending order and their vectors (p, k)."""
+
+    values: Tensor
+    vectors: Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What randomness an operator carries:
+
+    draws per example and the standard error of its trace. ``None`` stands for no randomness.
+    """
+
+    samples: int
+    trace_stderr: float
+
+    def over(self, count: int) -> Sampling:
+        """The error of a mean over ``count`` examples, where this is that of one."""
+        return Sampling(self.samples, self.trace_stderr / math.sqrt(count))
+
+
+class Operator:
+    """A symmetric p x p operator over named parameters.
+
+    Subclasses give ``product``; each overrides the verbs that its structure makes exact or cheap. Vectors come and go
+    as tensors (p,) or (p, k), or as dicts name -> tensor with an optional last column axis.
+
+    Args:
+        layout: names and shapes of the parameters.
+        count: examples behind the operator; it is their mean.
+        sampling: randomness of the estimator, or None.
+        definite: whether it is positive semi-definite.
+    """
+
+    form = "operator"
+
+    def __init__(self, layout: Layout, count: int, sampling: Sampling | None = None, definite: bool = True) -> None:
+        self.layout, self.count, self.sampling, self.definite = layout, count, sampling, definite
+
+    # what it is
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(p, p)."""
+        return self.layout.size, self.layout.size
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameter names in the order of the coordinates."""
+        return self.layout.names
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of vectors that go in and come out."""
+        return self.layout.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where vectors live."""
+        return self.layout.device
+
+    @property
+    def rank_bound(self) -> int:
+        """An upper bound on the rank; p where nothing better is known."""
+        return self.layout.size
+
+    def ravel(self, values: Mapping[str, Tensor]) -> Tensor:
+        """A dict name -> tensor as one vector (p,) or (p, k)."""
+        return self.layout.ravel(values)
+
+    def unravel(self, vector: Tensor) -> dict[str, Tensor]:
+        """A vector (p,) or (p, k) as a dict name -> tensor."""
+        return self.layout.unravel(vector)
+
+    def coverage(self) -> dict[str, str]:
+        """How each parameter is represented."""
+        return dict.fromkeys(self.names, self.form)
+
+    def __repr__(self) -> str:
+        p = self.layout.size
+        return f"{type(self).__name__}({p} x {p}, {len(self.names)} parameters, {self.count} examples)"
+
+    # products
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """A @ vectors for vectors of shape (p, k)."""
+        raise NotImplementedError
+
+    def __matmul__(self, vector: Vector) -> Vector:
+        """A @ v, answered in kind."""
+        return self._in_kind(self.product, vector)
+
+    def _in_kind(self, function: Any, vector: Any) -> Any:
+        if isinstance(vector, Mapping):
+            return self.unravel(self._in_kind(function, self.ravel(vector)))
+        if not isinstance(vector, Tensor) or vector.dim() not in (1, 2) or len(vector) != self.layout.size:
+            got = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
+            raise InputError(
+                f"expected a tensor of shape ({self.layout.size},) or ({self.layout.size}, k), or a dict by name; got "
+                f"{got}"
+            )
+        columns = vector.detach().to(self.device, self.dtype)
+        out = function(columns if columns.dim() == 2 else columns[:, None])
+        return out if vector.dim() == 2 else out[:, 0]
+
+    def quadratic(self, vector: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """v^T A v: a scalar tensor for one vector, (k,) for k columns."""
+        v = self.ravel(vector) if isinstance(vector, Mapping) else vector
+        return (v.to(self.device, self.dtype) * (self @ v)).sum(0)
+
+    def solve(self, vector: Vector, *, damping: float) -> Vector:
+        """(A + damping I)^{-1} v, answered in kind.
+
+        Raises:
+            InputError: damping is not positive (A is singular for every network of interest).
+        """
+        self._require_damping(damping)
+        return self._in_kind(lambda v: self._solve(v, damping), vector)
+
+    def _solve(self, vectors: Tensor, damping: float) -> Tensor:
+        return linalg.cg(self, vectors, damping=damping, tolerance=1e-10 if self.dtype == torch.float64 else 1e-5).value
+
+    @staticmethod
+    def _require_damping(damping: float) -> None:
+        if not (isinstance(damping, (int, float)) and damping > 0 and math.isfinite(damping)):
+            raise InputError(
+                f"damping={damping!r}; expected a positive number: a Fisher matrix is singular for every network of "
+                f"interest, "
+                f"so it has an inverse and a log-determinant only with damping"
+            )
+
+    # entries
+
+    def to_dense(self) -> Tensor:
+        """The p x p matrix.
+
+        Raises:
+            SizeError: it would not fit; products, the diagonal and spectra need no matrix.
+        """
+        p = self.layout.size
+        require_memory(
+            f"the dense {p} x {p} matrix",
+            p * p * self.dtype.itemsize,
+            "use F @ v, F.diagonal(), F.trace() or F.eigenvalues(k), which need no matrix",
+        )
+        eye = torch.eye(p, dtype=self.dtype, device=self.device)
+        out = torch.cat([self.product(block) for block in eye.split(256, dim=1)], 1)
+        return (out + out.T) / 2
+
+    def diagonal(self) -> Tensor:
+        """The diagonal (p,)."""
+        return self.to_dense().diagonal().clone()
+
+    # spectra
+
+    def eigh(self, k: int | None = None) -> Eigenpairs:
+        """The k largest eigenvalues (all without k) with their vectors.
+
+        Cost: one dense decomposition for up to 1024 parameters or without k; Lanczos beyond, about 3 k products.
+
+        Raises:
+            InputError: k is not between 1 and p.
+        """
+        k = self._require_k(k)
+        if k is None or self.layout.size <= DENSE_SIZE:
+            values, vectors = torch.linalg.eigh(self.to_dense().double())
+            keep = slice(None, k)
+            return Eigenpairs(values.flip(0)[keep].to(self.dtype), vectors.flip(1)[:, keep].to(self.dtype))
+        pairs = linalg.lanczos(self, k)
+        return Eigenpairs(pairs.values.to(self.dtype), pairs.vectors)
+
+    def eigenvalues(self, k: int | None = None) -> Tensor:
+        """The k largest eigenvalues, or all that are known not to be zero by structure, in descending order."""
+        k = self._require_k(k)
+        if k is None or self.layout.size <= DENSE_SIZE:
+            return torch.linalg.eigvalsh(self.to_dense().double()).flip(0)[:k].to(self.dtype)
+        return self.eigh(k).values
+
+    def _require_k(self, k: int | None) -> int | None:
+        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.layout.size):
+            raise InputError(f"k={k!r}; expected a whole number between 1 and p = {self.layout.size}")
+        return k
+
+    def spectrum(self, k: int | None = None) -> Spectrum | SampledSpectrum:
+        """The spectrum:
+
+        exact where structure or size allow, the top k if asked, else by stochastic Lanczos quadrature with error bars.
+        """
+        if k is not None:
+            values = self.eigenvalues(k).double().cpu()
+            whole = k == self.layout.size
+            return Spectrum(
+                values,
+                dimension=self.layout.size,
+                count=self.count,
+                precision=self.dtype,
+                rank_bound=self.rank_bound,
+                partial=not whole,
+            )
+        if self.layout.size <= DENSE_SIZE:
+            values = self.eigenvalues().double().cpu()
+            return Spectrum(
+                values, dimension=self.layout.size, count=self.count, precision=self.dtype, rank_bound=self.rank_bound
+            )
+        return SampledSpectrum(linalg.quadrature(self), count=self.count, rank_bound=self.rank_bound)
+
+    # scalars
+
+    def trace(self) -> Estimate:
+        """Sum of the eigenvalues; exact up to 1024 parameters, else Hutch++ with its standard error."""
+        if self.layout.size <= DENSE_SIZE:
+            return self._scalar(float(self.diagonal().double().sum()))
+        return linalg.hutch_plus_plus(self)
+
+    def logdet(self, damping: float) -> Estimate:
+        """log det(A + damping I), nats.
+
+        Raises:
+            InputError: damping is not positive.
+        """
+        self._require_damping(damping)
+        if self.layout.size <= DENSE_SIZE:
+            values = self.eigenvalues().double()
+            if float(values.min()) <= -damping:
+                raise InputError(
+                    f"A + damping I has eigenvalue {float(values.min()) + damping:.3g}, so its log-determinant is not "
+                    f"real; raise damping"
+                )
+            return self._scalar(float(torch.log(values + damping).sum()), derived=True)
+        return linalg.quadrature(self).functional(lambda x: torch.log(x.clamp(min=0) + damping))
+
+    def frobenius(self) -> Estimate:
+        """Square root of the sum of squared entries."""
+        if self.layout.size <= DENSE_SIZE:
+            return self._scalar(float(self.to_dense().double().norm()), derived=True)
+        return linalg.frobenius(self)
+
+    def _scalar(self, value: float, derived: bool = False) -> Estimate:
+        """A number computed without further sampling; where the operator itself was sampled, it carries that error "
+        "(unknown if derived)."""
+        if self.sampling is None:
+            return Estimate(value)
+        return Estimate(value, math.nan if derived else self.sampling.trace_stderr, self.sampling.samples, exact=False)
+
+    # storage
+
+    def save(self, path: str | Path) -> Path:
+        """Write the operator as safetensors with JSON metadata; ``dynaxx.load(path)`` reads it back."""
+        from dynaxx.operators.storage import save  # storage knows every form, so it stands above them
+
+        return save(self, path)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON-able facts that rebuild the operator.
+
+        Raises:
+            InputError: the form holds no numbers of its own.
+        """
+        raise InputError(
+            f"form={self.form!r} holds the model, not numbers, so it cannot be saved; save form='diagonal', 'kfac', "
+            f"'dense' or 'gram'"
+        )

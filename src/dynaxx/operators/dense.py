@@ -1,0 +1,88 @@
+"""The matrix itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynaxx.estimate import Estimate
+from dynaxx.layout import Layout
+from dynaxx.operators.base import Eigenpairs, Operator, Sampling
+from dynaxx.spectrum import Spectrum
+
+
+class Dense(Operator):
+    """A stored symmetric matrix, float64. Memory 8 p^2 bytes; every verb is exact."""
+
+    form = "dense"
+
+    def __init__(
+        self, matrix: Tensor, layout: Layout, count: int, sampling: Sampling | None = None, definite: bool = True
+    ) -> None:
+        super().__init__(layout, count, sampling, definite)
+        self.matrix = matrix.double()
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """A @ vectors."""
+        return (self.matrix @ vectors.double()).to(self.dtype)
+
+    def _solve(self, vectors: Tensor, damping: float) -> Tensor:
+        damped = self.matrix + damping * torch.eye(len(self.matrix), dtype=torch.float64, device=self.device)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        solution = (
+            torch.linalg.solve(damped, vectors.double()) if failed else torch.cholesky_solve(vectors.double(), factor)
+        )
+        return solution.to(self.dtype)
+
+    def to_dense(self) -> Tensor:
+        """The matrix in the parameters' dtype."""
+        return self.matrix.to(self.dtype)
+
+    def diagonal(self) -> Tensor:
+        """The diagonal."""
+        return self.matrix.diagonal().to(self.dtype, copy=True)
+
+    def eigh(self, k: int | None = None) -> Eigenpairs:
+        """The k largest eigenvalues, or all, with their vectors; one dense decomposition."""
+        k = self._require_k(k)
+        values, vectors = torch.linalg.eigh(self.matrix)
+        return Eigenpairs(values.flip(0)[:k].to(self.dtype), vectors.flip(1)[:, :k].to(self.dtype))
+
+    def eigenvalues(self, k: int | None = None) -> Tensor:
+        """Eigenvalues, descending."""
+        k = self._require_k(k)
+        return torch.linalg.eigvalsh(self.matrix).flip(0)[:k].to(self.dtype)
+
+    def spectrum(self, k: int | None = None) -> Spectrum:
+        """All eigenvalues, or the top k."""
+        self._require_k(k)
+        values = torch.linalg.eigvalsh(self.matrix).flip(0)[:k].cpu()
+        return Spectrum(
+            values,
+            dimension=self.layout.size,
+            count=self.count,
+            precision=self.dtype,
+            partial=k is not None and k < self.layout.size,
+        )
+
+    def trace(self) -> Estimate:
+        """Sum of the diagonal."""
+        return self._scalar(float(self.matrix.trace()))
+
+    def logdet(self, damping: float) -> Estimate:
+        """log det(A + damping I), from the eigenvalues."""
+        self._require_damping(damping)
+        values = torch.linalg.eigvalsh(self.matrix)
+        return self._scalar(
+            float(torch.log(values.clamp(min=0) + damping if self.definite else values + damping).sum()), derived=True
+        )
+
+    def frobenius(self) -> Estimate:
+        """Square root of the sum of squared entries."""
+        return self._scalar(float(self.matrix.norm()), derived=True)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The matrix."""
+        return {"matrix": self.matrix}, {}

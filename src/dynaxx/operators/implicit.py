@@ -1,0 +1,97 @@
+"""Operators that hold the model instead of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from dynaxx.estimate import Estimate
+from dynaxx.layout import Layout
+from dynaxx.operators.base import DENSE_SIZE, Operator, Sampling
+from dynaxx.operators.gram import Gram
+from dynaxx.spectrum import SampledSpectrum, Spectrum
+
+GRAM_ROWS = 4096  # spectra through the Gram matrix up to this many rows: 3 decompositions of 128 MB
+
+
+class Source(Protocol):
+    """What an implicit Fisher operator reads from the model."""
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """F V."""
+
+    def trace(self) -> tuple[float, Sampling | None]:
+        """tr F and its randomness."""
+
+
+class Implicit(Operator):
+    """F without a matrix: products, and what per-example gradients give in one pass.
+
+    The trace and the diagonal come from one sweep with the estimator's own cotangents, exact where the estimator is.
+    Up to 4096 Gram rows (examples times cotangents) the whole spectrum is exact too.
+
+    Args:
+        source: products and the trace.
+        entries: makes the diagonal operator.
+        gram: makes the Gram operator, or None where there is none.
+        rows: M, the number of Gram rows.
+    """
+
+    form = "implicit"
+
+    def __init__(
+        self,
+        source: Source,
+        layout: Layout,
+        count: int,
+        sampling: Sampling | None,
+        entries: Callable[[], Operator],
+        gram: Callable[[], Gram],
+        rows: int,
+    ) -> None:
+        super().__init__(layout, count, sampling)
+        self.source, self._entries, self._gram, self.rows = source, entries, gram, rows
+
+    @property
+    def rank_bound(self) -> int:
+        """min(p, M)."""
+        return min(self.layout.size, self.rows)
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """J^T M J V."""
+        return self.source.product(vectors)
+
+    def diagonal(self) -> Tensor:
+        """Squares of per-example gradients, one sweep."""
+        return self._entries().diagonal()
+
+    def trace(self) -> Estimate:
+        """Norms of per-example gradients, one sweep, no probes over parameters."""
+        value, sampling = self.source.trace()
+        return (
+            Estimate(value)
+            if sampling is None
+            else Estimate(value, sampling.trace_stderr, sampling.samples, exact=False)
+        )
+
+    def spectrum(self, k: int | None = None) -> Spectrum | SampledSpectrum:
+        """Exact through the dense or the Gram matrix where either is small; the top k by Lanczos; else stochastic "
+        "Lanczos quadrature."""
+        if k is None and self.layout.size > DENSE_SIZE and self.rows <= GRAM_ROWS:
+            return self._gram().spectrum()
+        return super().spectrum(k)
+
+    def logdet(self, damping: float) -> Estimate:
+        """log det(F + damping I), exact where the spectrum is."""
+        self._require_damping(damping)
+        if self.layout.size > DENSE_SIZE and self.rows <= GRAM_ROWS:
+            return self._gram().logdet(damping)
+        return super().logdet(damping)
+
+    def frobenius(self) -> Estimate:
+        """Frobenius norm, exact where the spectrum is."""
+        if self.layout.size > DENSE_SIZE and self.rows <= GRAM_ROWS:
+            return self._gram().frobenius()
+        return super().frobenius()

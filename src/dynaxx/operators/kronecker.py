@@ -1,0 +1,224 @@
+"""Kronecker-factored blocks: K-FAC (Martens & Grosse 2015) and its eigenvalue correction EKFAC (George et al. 2018).
+
+A layer out = W a + b is one linear map [W b] of the input with a 1 appended. A block acts on matrices M (O, I), the
+layer's parameters put together that way: K-FAC is M -> G M A, EKFAC is M -> Q_G (S * (Q_G^T M Q_A)) Q_A^T.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynaxx.estimate import Estimate
+from dynaxx.layout import Layout
+from dynaxx.operators.base import Eigenpairs, Operator, Sampling
+from dynaxx.spectrum import Spectrum
+
+
+class _OnMatrices(Operator):
+    """Common to both: the layer's parameters as one matrix.
+
+    The layout holds the weight first (if selected) and the bias last (if selected).
+
+    Args:
+        axes: "oi" where the weight is stored as (O, I, ...), "io" where it is stored transposed.
+        bias: whether the last name is a bias, the last column of M.
+    """
+
+    def __init__(self, axes: str, bias: bool, layout: Layout, count: int, sampling: Sampling | None = None) -> None:
+        super().__init__(layout, count, sampling)
+        self.axes, self.bias = axes, bias
+
+    def coverage(self) -> dict[str, str]:
+        """Kronecker structure."""
+        return dict.fromkeys(self.names, "kronecker")
+
+    def matrices(self, vectors: Tensor) -> Tensor:
+        """(p, k) to (k, O, I)."""
+        pieces = self.layout.unravel(vectors)
+        columns = []
+        for name in self.layout.names:
+            value = pieces[name]  # (*S, k)
+            if self.bias and name == self.layout.names[-1]:
+                value = value[:, None]
+            else:
+                value = value.reshape(len(value), -1, value.shape[-1])
+                value = value.transpose(0, 1) if self.axes == "io" else value
+            columns.append(value)
+        return torch.cat(columns, 1).permute(2, 0, 1)
+
+    def vectors(self, matrices: Tensor) -> Tensor:
+        """(k, O, I) back to (p, k)."""
+        pieces, start = {}, 0
+        for name, shape in self.layout.shapes.items():
+            if self.bias and name == self.layout.names[-1]:
+                pieces[name] = matrices[:, :, -1].T
+                continue
+            width = torch.Size(shape).numel() // matrices.shape[1]
+            block = matrices[:, :, start : start + width]
+            block = block.transpose(1, 2) if self.axes == "io" else block
+            pieces[name] = block.permute(1, 2, 0).reshape(*shape, len(matrices))
+            start += width
+        return self.layout.ravel(pieces)
+
+
+class EigenKronecker(_OnMatrices):
+    """Q_G (S * (Q_G^T M Q_A)) Q_A^T with orthogonal bases and free scales S: EKFAC, and what K-FAC is in its
+    eigenbasis.
+
+    Args:
+        left: Q_G (O, O).
+        right: Q_A (I, I).
+        scales: S (O, I), the eigenvalues.
+    """
+
+    form = "ekfac"
+
+    def __init__(
+        self,
+        left: Tensor,
+        right: Tensor,
+        scales: Tensor,
+        axes: str,
+        bias: bool,
+        layout: Layout,
+        count: int,
+        sampling: Sampling | None = None,
+    ) -> None:
+        super().__init__(axes, bias, layout, count, sampling)
+        self.left, self.right, self.scales = left.double(), right.double(), scales.double()
+
+    def rotate(self, vectors: Tensor) -> Tensor:
+        """Coordinates in the eigenbasis, (k, O, I)."""
+        return self.left.T @ self.matrices(vectors).double() @ self.right
+
+    def _back(self, rotated: Tensor) -> Tensor:
+        return self.vectors(self.left @ rotated @ self.right.T).to(self.dtype)
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """Rotate, scale, rotate back."""
+        return self._back(self.scales * self.rotate(vectors))
+
+    def _solve(self, vectors: Tensor, damping: float) -> Tensor:
+        return self._back(self.rotate(vectors) / (self.scales + damping))
+
+    def diagonal(self) -> Tensor:
+        """sum_ab S_ab Q_G[o,a]^2 Q_A[i,b]^2."""
+        return self.vectors((self.left.square() @ self.scales @ self.right.square().T)[None])[:, 0].to(self.dtype)
+
+    def eigh(self, k: int | None = None) -> Eigenpairs:
+        """The k largest scales with their Kronecker vectors."""
+        k = self._require_k(k)
+        flat = self.scales.flatten()
+        order = flat.argsort(descending=True)[:k]
+        outer, inner = order // self.scales.shape[1], order % self.scales.shape[1]
+        matrices = self.left.T[outer][:, :, None] * self.right.T[inner][:, None, :]
+        return Eigenpairs(flat[order].to(self.dtype), self.vectors(matrices).to(self.dtype))
+
+    def eigenvalues(self, k: int | None = None) -> Tensor:
+        """Scales, descending."""
+        k = self._require_k(k)
+        return self.scales.flatten().sort(descending=True).values[:k].to(self.dtype)
+
+    def spectrum(self, k: int | None = None) -> Spectrum:
+        """All scales, or the top k."""
+        values = self.scales.flatten().sort(descending=True).values[: self._require_k(k)].cpu()
+        return Spectrum(
+            values,
+            dimension=self.layout.size,
+            count=self.count,
+            precision=self.dtype,
+            partial=k is not None and k < self.layout.size,
+        )
+
+    def trace(self) -> Estimate:
+        """Sum of the scales."""
+        return self._scalar(float(self.scales.sum()))
+
+    def logdet(self, damping: float) -> Estimate:
+        """sum log(S + damping)."""
+        self._require_damping(damping)
+        return self._scalar(float((self.scales.clamp(min=0) + damping).log().sum()), derived=True)
+
+    def frobenius(self) -> Estimate:
+        """Norm of the scales."""
+        return self._scalar(float(self.scales.norm()), derived=True)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Bases and scales."""
+        return {"left": self.left, "right": self.right, "scales": self.scales}, {"axes": self.axes, "bias": self.bias}
+
+
+class Kronecker(_OnMatrices):
+    """M -> G M A. Damping is exact: (G x A + damping I)^{-1} in the factors' eigenbasis, not a damped factor each.
+
+    Args:
+        left: G (O, O), second moment of the output cotangents.
+        right: A (I, I), second moment of the inputs (with the 1 appended where there is a bias).
+    """
+
+    form = "kfac"
+
+    def __init__(
+        self,
+        left: Tensor,
+        right: Tensor,
+        axes: str,
+        bias: bool,
+        layout: Layout,
+        count: int,
+        sampling: Sampling | None = None,
+    ) -> None:
+        super().__init__(axes, bias, layout, count, sampling)
+        self.left, self.right = left, right
+
+    @cached_property
+    def rotated(self) -> EigenKronecker:
+        """The same operator in its eigenbasis; two small decompositions in float64, once."""
+        (left_values, left), (right_values, right) = (
+            torch.linalg.eigh(factor.double()) for factor in (self.left, self.right)
+        )
+        scales = left_values.clamp(min=0)[:, None] * right_values.clamp(min=0)
+        return EigenKronecker(left, right, scales, self.axes, self.bias, self.layout, self.count, self.sampling)
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """G M A."""
+        return self.vectors((self.left @ self.matrices(vectors).to(self.left.dtype) @ self.right).to(self.dtype))
+
+    def _solve(self, vectors: Tensor, damping: float) -> Tensor:
+        return self.rotated._solve(vectors, damping)
+
+    def diagonal(self) -> Tensor:
+        """diag(G) x diag(A)."""
+        return self.vectors((self.left.diagonal()[:, None] * self.right.diagonal())[None])[:, 0].to(self.dtype)
+
+    def eigh(self, k: int | None = None) -> Eigenpairs:
+        """The k largest products of the factors' eigenvalues."""
+        return self.rotated.eigh(k)
+
+    def eigenvalues(self, k: int | None = None) -> Tensor:
+        """Products of the factors' eigenvalues, descending."""
+        return self.rotated.eigenvalues(k)
+
+    def spectrum(self, k: int | None = None) -> Spectrum:
+        """All eigenvalues, or the top k."""
+        return self.rotated.spectrum(k)
+
+    def trace(self) -> Estimate:
+        """tr G tr A."""
+        return self._scalar(float(self.left.double().trace() * self.right.double().trace()))
+
+    def logdet(self, damping: float) -> Estimate:
+        """log det(G x A + damping I)."""
+        return self.rotated.logdet(damping)
+
+    def frobenius(self) -> Estimate:
+        """|G|_F |A|_F."""
+        return self._scalar(float(self.left.double().norm() * self.right.double().norm()), derived=True)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The factors."""
+        return {"left": self.left, "right": self.right}, {"axes": self.axes, "bias": self.bias}
