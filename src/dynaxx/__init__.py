@@ -13,6 +13,11 @@ from dynaxx.version import __version__ as __version__
 
 _PUBLIC = {
     "fisher": "dynaxx.fisher:fisher",
+    "advise": "dynaxx.advice:advise",
+    "bracket": "dynaxx.bounds:bracket",
+    "deflated": "dynaxx.deflation:deflated",
+    "fisher_trace_penalty": "dynaxx.penalty:fisher_trace_penalty",
+    "predicted_error": "dynaxx.prediction:predicted_error",
     "hessian": "dynaxx.hessian:hessian",
     "load": "dynaxx.operators.storage:load",
     "Estimate": "dynaxx.estimate:Estimate",
@@ -27,15 +32,20 @@ _PUBLIC = {
 
 if TYPE_CHECKING:
     from dynaxx import likelihoods as likelihoods
+    from dynaxx.advice import advise as advise
+    from dynaxx.bounds import bracket as bracket
     from dynaxx.compress.prune import prune as prune
     from dynaxx.compress.result import PruningResult as PruningResult
     from dynaxx.compress.workflow import compress as compress
+    from dynaxx.deflation import deflated as deflated
     from dynaxx.errors import InputError as InputError
     from dynaxx.errors import SizeError as SizeError
     from dynaxx.estimate import Estimate as Estimate
     from dynaxx.fisher import fisher as fisher
     from dynaxx.hessian import hessian as hessian
     from dynaxx.operators.storage import load as load
+    from dynaxx.penalty import fisher_trace_penalty as fisher_trace_penalty
+    from dynaxx.prediction import predicted_error as predicted_error
     from dynaxx.spectrum import Spectrum as Spectrum
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -26,7 +26,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def bits(seed: int, keys: Tensor, shape: tuple[int, ...] = (), stream: int = 0) -> Tensor:
+def bits(seed: int, keys: Tensor, shape: tuple[int, ...] = (), stream: int = 0, skip: int = 0) -> Tensor:
     """64 hashed bits per key and draw.
 
     Args:
@@ -34,6 +34,7 @@ def bits(seed: int, keys: Tensor, shape: tuple[int, ...] = (), stream: int = 0) 
         keys: (N,) int64, one key per example (its global index).
         shape: shape of what is drawn for each example.
         stream: keeps draws for different purposes (labels, signs, probes) apart.
+        skip: draws of each key that were taken before, so that a long row can be drawn in pieces.
 
     Returns:
         (N, *shape) int64, on the device of ``keys``.
@@ -41,7 +42,7 @@ def bits(seed: int, keys: Tensor, shape: tuple[int, ...] = (), stream: int = 0) 
     count = math.prod(shape)
     salt = _mix(torch.tensor([(seed * 2 + 1) & 0x7FFFFFFFFFFFFFFF, stream + 1], device=keys.device) * _GOLDEN)
     rows = _mix(_mix(keys.to(torch.int64) + salt[0]) + salt[1])
-    draws = torch.arange(1, count + 1, device=keys.device) * _GOLDEN
+    draws = torch.arange(skip + 1, skip + count + 1, device=keys.device) * _GOLDEN
     return _mix(rows[:, None] + draws).view(len(keys), *shape)
 
 
@@ -51,7 +52,13 @@ def uniform(seed: int, keys: Tensor, shape: tuple[int, ...] = (), stream: int = 
 
 
 def signs(
-    seed: int, keys: Tensor, shape: tuple[int, ...] = (), stream: int = 0, dtype: torch.dtype | None = None
+    seed: int,
+    keys: Tensor,
+    shape: tuple[int, ...] = (),
+    stream: int = 0,
+    dtype: torch.dtype | None = None,
+    skip: int = 0,
 ) -> Tensor:
     """Rademacher signs +1 and -1, shape (N, *shape)."""
-    return (_shift(bits(seed, keys, shape, stream), 63) * 2 - 1).to(dtype or torch.get_default_dtype())
+    top = _shift(bits(seed, keys, shape, stream, skip), 63)
+    return (top * 2 - 1).to(dtype or torch.get_default_dtype())

@@ -22,6 +22,8 @@ from dynaxx.likelihoods import Likelihood
 from dynaxx.model.network import Output
 
 SIGNS, LABELS = 0, 1  # streams of the counter
+SIGN_ENTRIES = 2**23  # signs that exist at one time
+FACTORS = ("symmetric", "householder", "cholesky", "eigen")
 
 
 class Estimator:
@@ -37,6 +39,11 @@ class Estimator:
 
     def __init__(self, likelihood: Likelihood, samples: int = 0, seed: int = 0, group: int = 1) -> None:
         self.likelihood, self.samples, self.seed, self.group = likelihood, samples, seed, group
+
+    @property
+    def samples_metric(self) -> bool:
+        """Whether it is a random estimate of the metric itself, so that exact parts may stand in for sampled ones."""
+        return False
 
     def number(self, output: Output) -> int:
         """K, how many cotangents an example has in all."""
@@ -61,6 +68,10 @@ class Estimator:
         twin = copy(self)
         twin.samples, twin.seed = samples, self.seed ^ 0x5EED5EED
         return twin
+
+    def variance_factor(self, z: Tensor) -> float:
+        """Variance of the mean over ``samples`` draws, relative to independent ones."""
+        return 1.0
 
     def apply(self, output: Output, keys: Tensor, w: Tensor) -> Tensor:
         """sum_k U_nk (U_nk . w_n) for w of shape (N, P, C), groups of examples taken together."""
@@ -107,17 +118,23 @@ class Columns(Estimator):
         return _masked(out, output)
 
 
-class Exact(Columns):
-    """A square root of the metric:
+class Factor(Columns):
+    """A square root of the metric, whose columns give F without noise.
 
-    r = C - 1 columns for the categorical likelihood (Cholesky factor), r = C otherwise.
+    Args:
+        kind: "symmetric", "householder", "cholesky" or "eigen". They differ in the variance of random signs; of the
+            columns themselves Cholesky and Householder have the fewest (C - 1 for the categorical likelihood).
     """
 
+    def __init__(self, likelihood: Likelihood, kind: str = "cholesky") -> None:
+        super().__init__(likelihood)
+        self.kind = choose("factor", kind, FACTORS)
+
     def size(self, z: Tensor) -> int:
-        return self.likelihood.noise_size(z, "cholesky")
+        return self.likelihood.noise_size(z, self.kind)
 
     def factor(self, z: Tensor, xi: Tensor) -> Tensor:
-        return self.likelihood.factor(z, xi, "cholesky")
+        return self.likelihood.factor(z, xi, self.kind)
 
     def apply(self, output: Output, keys: Tensor, w: Tensor) -> Tensor:
         product = self.likelihood.apply(output.z.detach(), w)
@@ -149,33 +166,94 @@ class Upper(Lower):
 
 
 class Hutchinson(Estimator):
-    """u = L xi with random signs xi:
+    """u = B xi with random signs xi: E u u^T = B B^T (Sun 2025). One sign vector per position, squares taken per
+    example or group.
 
-    E u u^T = I(z) (Sun 2025). One sign vector per position, squares taken per example or group.
+    Args:
+        matrix: B as an estimator of columns: ``Factor`` for the metric itself, ``Lower`` or ``Upper`` for a bound of
+            it.
+        probes: "rademacher" (independent signs) or "hadamard" (an example's samples are orthogonal: rows of a Hadamard
+            matrix, each entry times a sign of its own). With S samples of n rows the variance is (n - S) / (n - 1)
+            times that of independent signs, and zero at S = n.
     """
 
     def __init__(
-        self, likelihood: Likelihood, samples: int = 1, seed: int = 0, group: int = 1, factor: str = "symmetric"
+        self, matrix: Columns, samples: int = 1, seed: int = 0, group: int = 1, probes: str = "rademacher"
     ) -> None:
-        super().__init__(likelihood, samples, seed, group)
-        self.kind = choose("factor", factor, ("symmetric", "householder", "cholesky", "eigen"))
+        super().__init__(matrix.likelihood, samples, seed, group)
+        self.matrix, self.probes = matrix, choose("probes", probes, ("rademacher", "hadamard"))
 
     def number(self, output: Output) -> int:
         return self.samples
 
     def cotangents(self, output: Output, keys: Tensor, start: int, stop: int) -> Tensor:
         z = output.z.detach()
-        shape = (z.shape[1], self.likelihood.noise_size(z, self.kind))
-        draws = []
-        for sample in range(start, stop):
-            # one stream per sample, so that more samples extend fewer
-            xi = counter.signs(self.seed, keys, shape, stream=SIGNS + 2 * sample, dtype=z.dtype)
-            draws.append(self.likelihood.factor(z, xi, self.kind))
-        return _masked(torch.stack(draws) / math.sqrt(self.samples), output)
+        signs = self._hadamard if self.probes == "hadamard" else self._rademacher
+        out = z.new_empty(stop - start, *z.shape)
+        # a few positions at a time: signs and their 64 bits never exist for a whole batch of tokens x vocabulary
+        step = max(1, SIGN_ENTRIES // max(1, len(z) * z.shape[2]))
+        for first in range(0, z.shape[1], step):
+            some = z[:, first : first + step]
+            for row, sample in enumerate(range(start, stop)):
+                out[row, :, first : first + step] = self.matrix.factor(
+                    some, signs(some, keys, sample, first, z.shape[1])
+                )
+        return _masked(out.div_(math.sqrt(self.samples)), output)
+
+    def again(self, samples: int) -> Estimator:
+        twin = super().again(samples)
+        assert isinstance(twin, Hutchinson)
+        twin.probes = "rademacher"  # orthogonal draws are not independent: their gain is variance_factor
+        return twin
+
+    @property
+    def samples_metric(self) -> bool:
+        return isinstance(self.matrix, Factor)
+
+    def variance_factor(self, z: Tensor) -> float:
+        if self.probes == "rademacher":
+            return 1.0
+        rows = _hadamard_rows(z.shape[1] * self.matrix.size(z))
+        return (rows - self.samples) / (rows - 1) if rows > 1 else 0.0
+
+    def _rademacher(self, z: Tensor, keys: Tensor, sample: int, first: int, positions: int) -> Tensor:
+        # one stream per sample, so that more samples extend fewer
+        size = self.matrix.size(z)
+        return counter.signs(self.seed, keys, (z.shape[1], size), SIGNS + 2 * sample, z.dtype, skip=first * size)
+
+    def _hadamard(self, z: Tensor, keys: Tensor, sample: int, first: int, positions: int) -> Tensor:
+        size = self.matrix.size(z)
+        rows = _hadamard_rows(positions * size)
+        if self.samples > rows:
+            raise InputError(
+                f"samples={self.samples} orthogonal probes do not exist among {rows} signs; ask for at most {rows}"
+            )
+        flips = counter.signs(self.seed, keys, (z.shape[1], size), SIGNS, z.dtype, skip=first * size)
+        order = counter.bits(self.seed, torch.zeros(1, dtype=torch.int64), (rows,), stream=SIGNS + 2)[0].argsort()
+        # entry j of row i is (-1)^(number of ones that i and j share); j runs over positions and columns together
+        shared = torch.arange(first * size, (first + z.shape[1]) * size) & order[sample]
+        for shift in (32, 16, 8, 4, 2, 1):
+            shared = shared ^ (shared >> shift)
+        return flips * (1 - 2 * (shared & 1)).view(z.shape[1], size).to(z)
+
+
+def _hadamard_rows(size: int) -> int:
+    """The smallest power of two that is at least ``size``.
+
+    Raises:
+        InputError: beyond 2^20, where drawing rows without repetition would cost more than it gains.
+    """
+    if size > 2**20:
+        raise InputError(f"orthogonal probes over {size} signs an example gain nothing; use probes='rademacher'")
+    return 1 << max(0, size - 1).bit_length()
 
 
 class MonteCarlo(Estimator):
     """Scores of labels drawn from the model: u = d log p(y|z)/dz with y ~ p(.|z)."""
+
+    @property
+    def samples_metric(self) -> bool:
+        return True
 
     def number(self, output: Output) -> int:
         return self.samples
@@ -220,6 +298,7 @@ def resolve(
     samples: int = 1,
     seed: int = 0,
     factor: str = "symmetric",
+    probes: str = "rademacher",
     group: str | int = "example",
     rank: int | None = None,
     method: str | None = None,
@@ -231,8 +310,29 @@ def resolve(
             to it.
     """
     choose("estimator", name, ESTIMATORS)
+    choose("factor", factor, (*FACTORS, "lower", "upper"))
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise InputError(f"samples={samples!r}; expected a whole number of at least 1")
+    size = _group_size(name, group)
+    bound = name if name != "hutchinson" else factor
+    if (rank is not None or method is not None) and bound not in ("lower", "upper"):
+        raise InputError(f"rank= and method= belong to the bounds 'lower' and 'upper', not to estimator={name!r}")
+    if name in ("exact", "lower", "upper"):
+        return _columns(name, likelihood, rank, method)
+    if name == "hutchinson":
+        return Hutchinson(_columns(factor, likelihood, rank, method), samples, seed, size, probes)
+    return MonteCarlo(likelihood, samples, seed, size) if name == "monte_carlo" else Empirical(likelihood)
+
+
+def _columns(name: str, likelihood: Likelihood, rank: int | None, method: str | None) -> Columns:
+    if name == "lower":
+        return Lower(likelihood, 1 if rank is None else rank, method or "eigen")
+    if name == "upper":
+        return Upper(likelihood, 8 if rank is None else rank, method or "diagonal")
+    return Factor(likelihood) if name == "exact" else Factor(likelihood, name)
+
+
+def _group_size(name: str, group: str | int) -> int:
     size = {"example": 1, "batch": 0}.get(group, group) if isinstance(group, str) else group
     if isinstance(size, bool) or not isinstance(size, int) or size < 0 or (size == 0 and group != "batch"):
         raise InputError(f"group={group!r}; expected 'example', 'batch' or a number of examples")
@@ -241,14 +341,4 @@ def resolve(
             f"group={group!r} sums cotangents of several examples, which is right only if they have mean zero; "
             f"estimator={name!r} has not: use 'hutchinson' or 'monte_carlo', or group='example'"
         )
-    if (rank is not None or method is not None) and name not in ("lower", "upper"):
-        raise InputError(f"rank= and method= belong to estimator='lower' and 'upper', not to {name!r}")
-    if name == "hutchinson":
-        return Hutchinson(likelihood, samples, seed, size, factor)
-    if name == "monte_carlo":
-        return MonteCarlo(likelihood, samples, seed, size)
-    if name == "lower":
-        return Lower(likelihood, 1 if rank is None else rank, method or "eigen")
-    if name == "upper":
-        return Upper(likelihood, 8 if rank is None else rank, method or "diagonal")
-    return Exact(likelihood) if name == "exact" else Empirical(likelihood)
+    return size

@@ -42,9 +42,11 @@ def fisher(
     progress: bool = False,
     sharing: str = "expand",
     factor: str = "symmetric",
+    probes: str = "rademacher",
     group: str | int = "example",
     rank: int | None = None,
     method: str | None = None,
+    head: str = "sampled",
 ) -> Any:
     """The Fisher information matrix of a model on data, as an operator.
 
@@ -71,12 +73,16 @@ def fisher(
         predict: predict(model, batch) -> outputs, where the model cannot simply be called with the batch.
         progress: show a progress bar.
         sharing: "expand" or "reduce", for K-FAC where a weight is shared over positions.
-        factor: square root of the metric that Hutchinson signs multiply: "symmetric", "householder", "cholesky",
-            "eigen".
+        factor: what Hutchinson signs multiply: a square root of the metric ("symmetric", "householder", "cholesky",
+            "eigen"), or a bound of it ("lower", "upper": one random draw of the bound instead of all its columns).
+        probes: "rademacher", or "hadamard" for an example's samples to be orthogonal.
         group: whose gradients are summed before they are squared, for "hutchinson" and "monte_carlo": "example"; a
             number of consecutive examples of a batch; "batch", which is one ordinary backward pass and has a relative
             error near sqrt 2 whatever the batch size.
         rank, method: of the envelope for "lower" and "upper", as in ``Likelihood.lower`` and ``Likelihood.upper``.
+        head: "exact" takes the diagonal of the layer that makes the logits in closed form, one product whatever the
+            number of classes, where form="diagonal" would sample it; tied embeddings are handled. "sampled" keeps one
+            estimator throughout, so that all forms of one seed are forms of one matrix.
 
     Returns:
         An Operator, or a tuple of them. See its verbs: ``F @ v``, ``solve``, ``eigh``, ``trace``, ``spectrum``, ...
@@ -104,10 +110,24 @@ def fisher(
         raise InputError(f"form={form!r} names no form; choose from {', '.join(map(repr, FORMS))}")
     meaning = likelihoods.resolve(likelihood)
     chosen = estimators.resolve(
-        estimator, meaning, samples=samples, seed=seed, factor=factor, group=group, rank=rank, method=method
+        estimator,
+        meaning,
+        samples=samples,
+        seed=seed,
+        factor=factor,
+        probes=probes,
+        group=group,
+        rank=rank,
+        method=method,
     )
     if chosen.group != 1 and {"gram", "kfac", "ekfac"} & set(forms):
         raise InputError(f"group={group!r} is defined for the forms implicit, dense, diagonal and block; got {form!r}")
+    choose("head", head, ("sampled", "exact"))
+    if head == "exact" and not (chosen.samples_metric and forms == ("diagonal",)):
+        raise InputError(
+            f"head='exact' belongs to form='diagonal' with estimator 'hutchinson' or 'monte_carlo'; got form={form!r}, "
+            f"estimator={estimator!r}"
+        )
     network = Network(model, meaning, params, predict)
     stream = Data(data, network.device)
     if SEVERAL_PASSES & set(forms):
@@ -126,7 +146,7 @@ def fisher(
         if "implicit" in forms:
             made["implicit"] = _implicit(sweeper, source, count, columns)
     if "diagonal" in forms:
-        collectors["diagonal"] = DiagonalCollector(network.layout)
+        collectors["diagonal"] = DiagonalCollector(network.layout, head=head == "exact")
     if "dense" in forms:
         collectors["dense"] = DenseCollector(network.layout)
     if "block" in forms:

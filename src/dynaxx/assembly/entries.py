@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from dynaxx.assembly.head import exact_squares, find_head, metric_diagonal, tied_rest
 from dynaxx.errors import require_memory
 from dynaxx.layout import Layout
 from dynaxx.model.rules.base import Use, gradients, parts, squares
@@ -18,19 +19,39 @@ from dynaxx.operators.diagonal import Diagonal
 
 
 class DiagonalCollector:
-    """Sums of squared per-example gradients. Memory p numbers; half precision accumulates in float32."""
+    """Sums of squared per-example gradients. Memory p numbers; half precision accumulates in float32.
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
+    Args:
+        head: take the diagonal of the layer that makes the logits in closed form, whatever the estimator draws. Right
+            for estimators of the metric itself; not for bounds and the empirical Fisher.
+    """
+
+    def __init__(self, layout: Layout, head: bool = False) -> None:
+        self.layout, self.head = layout, head
         dtype = torch.promote_types(layout.dtype, torch.float32)
         self.sums = {
             name: torch.zeros(shape, dtype=dtype, device=layout.device) for name, shape in layout.shapes.items()
         }
+        self._seen: Tape | None = None
 
     def add(self, tape: Tape, keys: Tensor, cotangents: Tensor) -> None:
         """Square and sum."""
-        for name, uses in tape.pulled(cotangents).items():
-            self.sums[name] += squares(uses, self.sums[name].numel())
+        pulled = tape.pulled(cotangents)
+        head = find_head(tape, pulled) if self.head else None
+        metric = metric_diagonal(tape) if head is not None else None
+        closed: dict[str, Tensor] = {}
+        if head is not None and metric is not None:
+            closed = exact_squares(head, metric)
+            fresh, self._seen = tape is not self._seen, tape
+            for name, squared in closed.items():
+                if fresh:
+                    self.sums[name] += squared
+            if head.tied:
+                for _, _, tokens, rest in tied_rest(pulled[head.weight]):
+                    self.sums[head.weight].index_add_(0, tokens, rest.to(self.sums[head.weight].dtype))
+        for name, uses in pulled.items():
+            if name not in closed:
+                self.sums[name] += squares(uses, self.sums[name].numel())
 
     def finish(self, count: int, sampling: Sampling | None) -> Operator:
         """diag(F)."""
@@ -43,6 +64,8 @@ class DenseCollector:
     Raises:
         SizeError: the matrix would not fit.
     """
+
+    head = False
 
     def __init__(self, layout: Layout) -> None:
         self.layout, p = layout, layout.size
@@ -81,6 +104,8 @@ def gradient_rows(pulled: dict[str, list[Use]], layout: Layout) -> Iterator[Tens
 
 class BlockCollector:
     """One dense block per module: a module's own parameters together; a shared parameter by itself."""
+
+    head = False
 
     def __init__(self, layout: Layout, groups: Sequence[tuple[str, ...]]) -> None:
         self.layout = layout

@@ -33,6 +33,8 @@ class GramCollector:
     Memory: 8 M^2 bytes, and per example the inputs and K cotangents of every layer.
     """
 
+    head = False
+
     def __init__(self, layout: Layout, source: Rows) -> None:
         self.layout, self.source = layout, source
         self.held: list[tuple[int, int, dict[str, list[Use]]]] = []  # (examples, first row, uses) of each chunk

@@ -67,6 +67,8 @@ class _Factors:
 class KroneckerCollector:
     """Factors for linear maps, exact blocks or diagonals for the rest."""
 
+    head = False
+
     def __init__(self, layout: Layout, sharing: str = "expand") -> None:
         self.layout = layout
         self.sharing = choose("sharing", sharing, ("expand", "reduce"))
@@ -118,6 +120,8 @@ class EigenvalueCollector:
 
     The Frobenius-optimal diagonal in that basis, so the block is never farther from the truth than K-FAC's.
     """
+
+    head = False
 
     def __init__(self, kfac: BlockDiagonal, modules: dict[str, _Factors]) -> None:
         self.kfac, self.modules = kfac, modules

@@ -55,7 +55,7 @@ class Pullback:
         self.sweeper, self.network, self.estimator = sweeper, sweeper.network, sweeper.estimator
         self.layout = self.network.layout
         self.parameters = list(self.network.parameters.values())
-        self._versions = [parameter._version for parameter in self.parameters]
+        self._versions = self.network.versions()
         self._kept: _Linearised | None = None
         self._twice = True
 
@@ -70,7 +70,7 @@ class Pullback:
 
     def _batches(self) -> Iterator[_Linearised]:
         """Each batch linearised; a single batch is kept."""
-        if [parameter._version for parameter in self.parameters] != self._versions:
+        if self.network.versions() != self._versions:
             raise InputError(
                 "the model's parameters have changed since this operator was made, and its form reads the model; "
                 "make a new one, or use a form that stores numbers (diagonal, kfac, dense)"
@@ -192,12 +192,11 @@ class Pullback:
 
     def trace(self) -> tuple[float, Sampling | None]:
         """tr F = mean over examples of sum_k |G_nk|^2, from layer outputs alone."""
-        total, count, sampling = 0.0, 0, None
+        total, count, first = 0.0, 0, None
         with self.network.guarded():
             for tape, keys in self.sweeper.tapes():
-                if count == 0:
-                    sampling = self.sweeper.sampling_of_first(tape, keys)
+                first = first or tape.batch
                 for cotangents in self.sweeper.chunks(tape, keys):
                     total += float(example_norms(tape, cotangents).sum(dtype=torch.float64))
                 count += len(keys)
-        return total / count, None if sampling is None else sampling.over(count)
+        return total / count, self.sweeper.sampling(first, count)

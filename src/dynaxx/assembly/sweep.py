@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dynaxx.assembly.head import find_head, tied_rest
+from dynaxx.errors import InputError
 from dynaxx.estimators import Estimator
 from dynaxx.model.data import Batch, Data
 from dynaxx.model.network import Network
@@ -23,7 +25,12 @@ ERROR_DRAWS = 256  # example draws behind the standard error of a trace
 
 
 class Collector(Protocol):
-    """What a form gathers while the sweep goes by."""
+    """What a form gathers while the sweep goes by.
+
+    ``head``: whether it takes the head's share in closed form, so that nothing of it is sampled.
+    """
+
+    head: bool
 
     def add(self, tape: Tape, keys: Tensor, cotangents: Tensor) -> None:
         """Take in one chunk of cotangents (K, N, P, C) of one batch."""
@@ -53,70 +60,109 @@ class Sweeper:
                 yield self.tape(batch), self.keys(batch)
 
     def tape(self, batch: Batch) -> Tape:
-        """The forward pass of one batch; the first one also rehearses."""
-        if self.arrangements is None:
-            full = Tape(self.network, self.layers, batch, {}, self.estimator.group)
-            self.arrangements = rehearse(self.network, self.layers, batch, full)
-            full.arrange(self.arrangements)
-            return full
-        return Tape(self.network, self.layers, batch, self.arrangements, self.estimator.group)
+        """The forward pass of one batch.
+
+        The first one rehearses, and any other whose shapes leave open where its examples are.
+        """
+        tape = Tape(self.network, self.layers, batch, {}, self.estimator.group)
+        if batch.count == 1 or self.arrangements is None or not tape.fits(self.arrangements):
+            learnt = rehearse(self.network, self.layers, batch, tape)
+            tape.arrange(learnt)
+            self.arrangements = learnt if batch.count > 1 else self.arrangements
+        else:
+            tape.arrange(self.arrangements)
+        return tape
 
     def keys(self, batch: Batch) -> Tensor:
         """Global indices of a batch's examples."""
         return torch.arange(batch.start, batch.start + batch.count, device=self.network.device)
 
-    def chunks(self, tape: Tape, keys: Tensor) -> Iterator[Tensor]:
+    def chunks(self, tape: Tape, keys: Tensor, estimator: Estimator | None = None) -> Iterator[Tensor]:
         """The batch's cotangents, as many at a time as COTANGENT_BYTES allows."""
         size = max(1, COTANGENT_BYTES // max(1, tape.entries * tape.output.z.element_size()))
-        return self.estimator.chunks(tape.output, keys, size)
+        return (estimator or self.estimator).chunks(tape.output, keys, size)
 
     def run(self, collectors: Sequence[Collector]) -> list[Operator]:
         """One sweep, one operator per collector."""
-        count, sampling = 0, None
+        count, first = 0, None
         with self.network.guarded():
             for tape, keys in self.tapes():
-                if count == 0:
-                    sampling = self.sampling_of_first(tape, keys)
+                first = first or tape.batch
                 for cotangents in self.chunks(tape, keys):
                     for collector in collectors:
                         collector.add(tape, keys, cotangents)
                 count += len(keys)
-        sampling = None if sampling is None else sampling.over(count)
-        return [collector.finish(count, sampling) for collector in collectors]
+        operators = [collector.finish(count, self.sampling(first, count, collector.head)) for collector in collectors]
+        for operator in operators:
+            _require_finite(operator)
+        return operators
 
-    def sampling_of_first(self, tape: Tape, keys: Tensor) -> Sampling | None:
-        """Root of the variance per example of the sampled trace, pooled over groups of the first batch.
+    def sampling(self, first: Batch | None, count: int, head: bool = False) -> Sampling | None:
+        """The randomness of an operator made from ``count`` examples that began with the batch ``first``."""
+        if self.estimator.samples == 0 or first is None:
+            return None
+        size = self.estimator.group or first.count
+        part = first.part(0, max(1, min(first.count, ERROR_DRAWS // 2) // size) * size)
+        versions = self.network.versions()
+
+        def stderr() -> float:
+            # measured when asked for; once the weights have moved on it can no longer be known
+            return (
+                self._trace_error(part, size, head) / math.sqrt(count)
+                if self.network.versions() == versions
+                else math.nan
+            )
+
+        return Sampling(self.estimator.samples, stderr)
+
+    def _trace_error(self, part: Batch, size: int, head: bool) -> float:
+        """Root of the variance per example of the sampled trace.
 
         A single draw per example cannot tell sampling noise from differences between examples, so some examples are
-        drawn again, at least twice, from streams of their own: about ERROR_DRAWS draws in all, on at most half as many
-            examples.
+        drawn again, at least twice, from streams of their own: about ERROR_DRAWS draws in all.
         """
-        estimator = self.estimator
-        if estimator.samples == 0:
-            return None
-        size = tape.group
-        groups = max(1, min(len(keys), ERROR_DRAWS // 2) // size)
-        few = min(groups * size, len(keys))
-        draws = max(2, math.ceil(ERROR_DRAWS / few), 16 if groups == 1 else 2)
-        part = self.tape(tape.batch.part(0, few)) if few < len(keys) else tape
-        extra = estimator.again(draws)
-        size = max(1, COTANGENT_BYTES // max(1, part.entries * part.output.z.element_size()))
-        chunks = extra.chunks(part.output, keys[:few], size)
-        # (draws, groups): the trace of a group from one draw
-        traces = torch.cat([example_norms(part, cotangents) for cotangents in chunks]).double() * draws
-        variance = float(traces.var(0).sum()) / few
-        return Sampling(estimator.samples, math.sqrt(variance / estimator.samples))
+        groups = -(-part.count // size)
+        draws = max(2, math.ceil(ERROR_DRAWS / part.count), 16 if groups == 1 else 2)
+        extra = self.estimator.again(draws)
+        with self.network.guarded():
+            tape = self.tape(part)
+            # (draws, groups): the trace of a group from one draw
+            traces = [example_norms(tape, u, head) * draws for u in self.chunks(tape, self.keys(part), extra)]
+        variance = float(torch.cat(traces).double().var(0).sum()) / part.count
+        return math.sqrt(variance * self.estimator.variance_factor(tape.output.z) / self.estimator.samples)
 
 
-def example_norms(tape: Tape, cotangents: Tensor) -> Tensor:
-    """Squared norm of each example's (or group's) whole gradient, (K, N):
+def _require_finite(operator: Operator) -> None:
+    """Outputs were finite, gradients need not be: sqrt at 0 has none.
 
-    their sum over N examples, divided by N, is the trace.
+    Raises:
+        InputError: the operator's numbers are not finite.
     """
-    groups = -(-cotangents.shape[1] // tape.group)
-    total = cotangents.new_zeros(len(cotangents), groups)
-    for name, uses in tape.pulled(cotangents).items():
-        total = total + norms(uses, tape.network.parameters[name].numel())
+    for value in operator.state()[0].values():
+        if value.is_floating_point() and not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
+            raise InputError(
+                "the outputs are finite but their gradients hold nan or inf; look for sqrt, norm or division at 0 in "
+                "forward, "
+                "or for values that overflow the dtype"
+            )
+
+
+def example_norms(tape: Tape, cotangents: Tensor, head: bool = False) -> Tensor:
+    """Squared norm of each example's (or group's) whole gradient, (K, N): summed over N examples and divided by N it
+    is the trace.
+
+    Args:
+        head: leave out what the head's closed form makes exact.
+    """
+    pulled = tape.pulled(cotangents)
+    found = find_head(tape, pulled) if head else None
+    total = cotangents.new_zeros(len(cotangents), -(-cotangents.shape[1] // tape.group))
+    for name, uses in pulled.items():
+        if found is None or name not in (found.weight, found.bias):
+            total = total + norms(uses, tape.network.parameters[name].numel())
+        elif name == found.weight and found.tied:
+            for k, examples, _, rest in tied_rest(uses):
+                total[k].index_add_(0, examples, rest.sum(1))
     return total
 
 

@@ -35,11 +35,7 @@ def untouched(model: nn.Module, selected: Iterable[nn.Parameter], twice: bool = 
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if twice:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            stack.enter_context(_SoundSecondDerivatives())
-            fast = torch.backends.mha.get_fastpath_enabled()
-            stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
-            torch.backends.mha.set_fastpath_enabled(False)
+            stack.enter_context(twice_differentiable())
         try:
             for parameter, flag in flags:
                 if flag != (id(parameter) in chosen):
@@ -53,6 +49,18 @@ def untouched(model: nn.Module, selected: Iterable[nn.Parameter], twice: bool = 
                 for buffer, version, value in buffers:
                     if buffer._version != version:
                         buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Fused operations without a (right) second derivative are replaced by their plain forms inside."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), _SoundSecondDerivatives():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 class _SoundSecondDerivatives(TorchFunctionMode):

@@ -15,7 +15,7 @@ from dynaxx.errors import InputError
 from dynaxx.layout import Layout
 from dynaxx.likelihoods import Categorical, Likelihood
 from dynaxx.model.data import IGNORE_INDEX, Batch, tensors
-from dynaxx.model.guards import require_eval, untouched
+from dynaxx.model.guards import require_eval, twice_differentiable, untouched
 from dynaxx.model.selection import Selector, layout_of, select, unwrap
 
 Predict = Callable[[nn.Module, Any], Any]
@@ -45,14 +45,20 @@ class Network:
     """
 
     def __init__(
-        self, model: nn.Module, likelihood: Likelihood | None, params: Selector = None, predict: Predict | None = None
+        self,
+        model: nn.Module,
+        likelihood: Likelihood | None,
+        params: Selector = None,
+        predict: Predict | None = None,
+        evaluating: bool = True,
     ) -> None:
         self.parameters = select(unwrap(model) if isinstance(model, nn.Module) else model, params)
         self.model = unwrap(model)
         self._likelihood = likelihood
         self.predict = predict
         self.layout: Layout = layout_of(self.parameters)
-        require_eval(self.model)
+        if evaluating:
+            require_eval(self.model)
 
     @property
     def likelihood(self) -> Likelihood:
@@ -64,6 +70,14 @@ class Network:
     def device(self) -> torch.device:
         """Where the selected parameters, and so the batches, live."""
         return self.layout.device
+
+    def versions(self) -> list[tuple[int, int]]:
+        """Identifies the parameters' present values: storage and number of in-place changes."""
+        return [(parameter.data_ptr(), parameter._version) for parameter in self.parameters.values()]
+
+    def sound_second_derivatives(self) -> AbstractContextManager[None]:
+        """A context in which every operation can be differentiated twice, and rightly."""
+        return twice_differentiable()
 
     def guarded(self, twice: bool = False) -> AbstractContextManager[None]:
         """A context in which only the selected parameters require grad and after which the model is as it was."""
@@ -99,7 +113,7 @@ class Network:
             InputError: NaN or infinite outputs (with the batch index), or a shape or labels the likelihood cannot take.
         """
         for tensor in tensors((batch.args, batch.kwargs)):
-            if tensor.is_floating_point() and (tensor.isnan() | (tensor == torch.inf)).any():
+            if tensor.is_floating_point() and _unusable(tensor) is not None:
                 raise InputError(
                     f"batch {batch.index}: its inputs hold nan or inf; clean the data. Nothing was computed"
                 )
@@ -113,9 +127,8 @@ class Network:
                 f"batch {batch.index} has {count} examples, but the output has shape {tuple(z.shape)}; "
                 f"its first axis must run over examples (predict= can rearrange it)"
             )
-        bad = torch.isnan(z) | (z == torch.inf)  # -inf masks a class and is allowed
-        if bad.any():
-            where = tuple(int(i) for i in bad.nonzero()[0])
+        where = _unusable(z.detach())
+        if where is not None:
             overflow = "; float16 overflows beyond 65504: use bfloat16 or float32" if z.dtype == torch.float16 else ""
             raise InputError(
                 f"batch {batch.index}: the output at {where} is {float(z[where])}{overflow}. Nothing was computed"
@@ -155,6 +168,17 @@ class Network:
             places = z.shape[1:-1].numel()
             targets = targets.reshape(count, places) if categorical else targets.reshape(count, places, -1)
         return Output(z.reshape(flat), targets, None if mask is None else mask.reshape(count, -1))
+
+
+def _unusable(values: Tensor) -> tuple[int, ...] | None:
+    """Where the first nan or inf stands; -inf masks a class or a position and is allowed.
+
+    One cheap pass when all is well.
+    """
+    if torch.isfinite(values.sum(dtype=torch.float64 if values.dtype == torch.float64 else torch.float32)):
+        return None
+    bad = torch.isnan(values) | (values == torch.inf)
+    return tuple(int(i) for i in bad.nonzero()[0]) if bad.any() else None
 
 
 def _requires(model: nn.Module, name: str) -> bool:

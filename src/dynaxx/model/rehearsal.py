@@ -31,8 +31,8 @@ def rehearse(network: Network, layers: Layers, batch: Batch, full: Tape) -> Arra
     few = min(2, max(1, count - 1))
     part = batch.part(0, few)
     first = Tape(network, layers, part)
-    _same(network.shape(network.raw(part), part).z, first.output.z)
     if not _close(full.output.z[:few], first.output.z):
+        require_deterministic(network, part)
         raise InputError(
             f"an example's output depends on the other examples of its batch: the first {few} alone give other outputs "
             f"than among {count}. "
@@ -70,7 +70,7 @@ def _same(one: Tensor, two: Tensor) -> None:
 
 def _arrangement(whole: Tensor, piece: Tensor, count: int, few: int, leading: int) -> Arrangement | None:
     if count == 1:  # nothing to tell apart: everything belongs to the one example
-        return Arrangement() if len(whole) == 1 else None
+        return Arrangement(alone=True) if leading else Arrangement() if len(whole) == 1 else None
     for axis in range(max(1, leading)):
         if whole.shape[axis] == count and piece.shape[axis] == few:
             same = [i for i in range(whole.dim()) if i != axis and whole.shape[i] != piece.shape[i]]

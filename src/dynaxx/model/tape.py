@@ -46,13 +46,19 @@ class Call:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Where a layer's examples are: along ``axis``, or flattened together with positions on axis 0."""
+    """Where a layer's examples are:
+
+    along ``axis``, flattened together with positions on axis 0, or nowhere as there is only one.
+    """
 
     axis: int = 0
     flattened: bool = False
+    alone: bool = False
 
     def examples_first(self, x: Tensor, count: int, skip: int = 0) -> Tensor:
         """Bring examples to axis ``skip`` (cotangents carry their own axis before)."""
+        if self.alone:
+            return x.unsqueeze(skip)
         if self.flattened:
             return x.unflatten(skip, (count, -1))
         return x.movedim(self.axis + skip, skip)
@@ -87,7 +93,8 @@ class Layers:
                     calls.append(Call(name, counter[name], layer, x.detach(), x._version, edge, out.numel()))
                 counter[name] += 1
 
-            return layer.module.register_forward_hook(hook, with_kwargs=True)
+            # first in line: a hook of the user's may replace the output, and the cotangent wanted is the layer's own
+            return layer.module.register_forward_hook(hook, with_kwargs=True, prepend=True)
 
         handles = [listen(name, layer) for name, layer in self.layers.items()]
         try:
@@ -122,6 +129,10 @@ class Tape:
         noted = Counter(name for call in self.calls for name in layers.names[call.name].values())
         self._unseen = {name for name, number in edges.items() if noted[name] != number}
         self.arrange(arrangements or {})
+
+    def fits(self, arrangements: Arrangements) -> bool:
+        """Whether arrangements learnt on another batch are the only ones this batch's shapes allow."""
+        return all(_possible(call, self.count) == [arrangements.get((call.name, call.number))] for call in self.calls)
 
     def arrange(self, arrangements: Arrangements) -> None:
         """Settle which calls the rules take; parameters of any other call go the generic way."""
@@ -184,7 +195,11 @@ class Tape:
                 )
             with torch.no_grad():
                 call.a = call.layer.input(arrangement.examples_first(call.x, self.count))
-        return call.a, call.layer.cotangent(arrangement.examples_first(g, self.count, skip=1))
+        a, g = call.a, call.layer.cotangent(arrangement.examples_first(g, self.count, skip=1))
+        if a.is_floating_point() and a.dtype != g.dtype:  # autocast inside forward: the layer took its input narrower
+            wide = torch.promote_types(a.dtype, g.dtype)
+            a, g = a.to(wide), g.to(wide)
+        return a, g
 
     def _gradients(self, edges: list[GradientEdge], cotangents: Tensor) -> list[Tensor]:
         """(K, *output shape) at each edge."""
@@ -203,6 +218,15 @@ class Tape:
         if len(columns) == 1:
             return [g.detach()[None] for g in columns[0]]
         return [torch.stack(gs).detach() for gs in zip(*columns, strict=True)]
+
+
+def _possible(call: Call, count: int) -> list[Arrangement | None]:
+    """Arrangements that the shape of a call's input allows."""
+    leading = call.layer.leading(call.x)
+    found: list[Arrangement | None] = [Arrangement(i) for i in range(max(1, leading)) if call.x.shape[i] == count]
+    if leading and len(call.x) % count == 0 and len(call.x) > count:
+        found.append(Arrangement(flattened=True))
+    return found or [None]
 
 
 def _graph(z: Tensor, parameters: dict[str, nn.Parameter]) -> tuple[set[Node], Counter[str]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,19 +28,24 @@ class Eigenpairs(NamedTuple):
     vectors: Tensor
 
 
-@dataclass(frozen=True)
 class Sampling:
-    """What randomness an operator carries:
+    """What randomness an operator carries. ``None`` in its place stands for no randomness.
 
-    draws per example and the standard error of its trace. ``None`` stands for no randomness.
+    Args:
+        samples: draws per example.
+        trace_stderr: standard error of the trace, or a function that measures it when it is first asked for: with one
+            draw per example it takes extra draws, which nobody should pay for who wants a diagonal.
     """
 
-    samples: int
-    trace_stderr: float
+    def __init__(self, samples: int, trace_stderr: float | Callable[[], float]) -> None:
+        self.samples, self._stderr = samples, trace_stderr
 
-    def over(self, count: int) -> Sampling:
-        """The error of a mean over ``count`` examples, where this is that of one."""
-        return Sampling(self.samples, self.trace_stderr / math.sqrt(count))
+    @property
+    def trace_stderr(self) -> float:
+        """Standard error of the trace."""
+        if callable(self._stderr):
+            self._stderr = self._stderr()
+        return self._stderr
 
 
 class Operator:
@@ -131,7 +135,8 @@ class Operator:
     def quadratic(self, vector: Tensor | Mapping[str, Tensor]) -> Tensor:
         """v^T A v: a scalar tensor for one vector, (k,) for k columns."""
         v = self.ravel(vector) if isinstance(vector, Mapping) else vector
-        return (v.to(self.device, self.dtype) * (self @ v)).sum(0)
+        product = self @ v
+        return (v.detach().to(self.device, self.dtype) * product).sum(0)
 
     def solve(self, vector: Vector, *, damping: float) -> Vector:
         """(A + damping I)^{-1} v, answered in kind.
@@ -152,6 +157,14 @@ class Operator:
                 f"damping={damping!r}; expected a positive number: a Fisher matrix is singular for every network of "
                 f"interest, "
                 f"so it has an inverse and a log-determinant only with damping"
+            )
+
+    @staticmethod
+    def _require_real_log(values: Tensor, damping: float) -> None:
+        least = float(values.min())
+        if least <= -damping:
+            raise InputError(
+                f"A + damping I has eigenvalue {least + damping:.3g}, so its log-determinant is not real; raise damping"
             )
 
     # entries
@@ -246,11 +259,7 @@ class Operator:
         self._require_damping(damping)
         if self.layout.size <= DENSE_SIZE:
             values = self.eigenvalues().double()
-            if float(values.min()) <= -damping:
-                raise InputError(
-                    f"A + damping I has eigenvalue {float(values.min()) + damping:.3g}, so its log-determinant is not "
-                    f"real; raise damping"
-                )
+            self._require_real_log(values, damping)
             return self._scalar(float(torch.log(values + damping).sum()), derived=True)
         return linalg.quadrature(self).functional(lambda x: torch.log(x.clamp(min=0) + damping))
 

@@ -33,7 +33,7 @@ class BlockDiagonal(Operator):
         sampling: Sampling | None = None,
         form: str = "block",
     ) -> None:
-        super().__init__(layout, count, sampling)
+        super().__init__(layout, count, sampling, definite=all(part.definite for part in parts))
         self.parts, self.form = list(parts), form
         covered = [name for part in self.parts for name in part.names]
         if sorted(covered) != sorted(layout.names):

@@ -37,8 +37,8 @@ class Dense(Operator):
         return solution.to(self.dtype)
 
     def to_dense(self) -> Tensor:
-        """The matrix in the parameters' dtype."""
-        return self.matrix.to(self.dtype)
+        """A copy of the matrix, in the parameters' dtype."""
+        return self.matrix.to(self.dtype, copy=True)
 
     def diagonal(self) -> Tensor:
         """The diagonal."""
@@ -75,9 +75,9 @@ class Dense(Operator):
         """log det(A + damping I), from the eigenvalues."""
         self._require_damping(damping)
         values = torch.linalg.eigvalsh(self.matrix)
-        return self._scalar(
-            float(torch.log(values.clamp(min=0) + damping if self.definite else values + damping).sum()), derived=True
-        )
+        values = values.clamp(min=0) if self.definite else values
+        self._require_real_log(values, damping)
+        return self._scalar(float(torch.log(values + damping).sum()), derived=True)
 
     def frobenius(self) -> Estimate:
         """Square root of the sum of squared entries."""

@@ -66,6 +66,7 @@ class Diagonal(Operator):
     def logdet(self, damping: float) -> Estimate:
         """sum log(d + damping)."""
         self._require_damping(damping)
+        self._require_real_log(self.values, damping)
         return self._scalar(float((self.values.double() + damping).log().sum()), derived=True)
 
     def frobenius(self) -> Estimate:

@@ -67,6 +67,11 @@ class Gram(Operator):
         return self._source
 
     @property
+    def rows(self) -> int:
+        """M, the number of Gram rows."""
+        return len(self.matrix)
+
+    @property
     def rank_bound(self) -> int:
         """min(p, M)."""
         return min(self.layout.size, len(self.matrix))
@@ -121,17 +126,17 @@ class Gram(Operator):
             )
         keep = keep if k is None else k
         lifted = self.source.from_rows(vectors[:, :keep] / (self.count * values[:keep]).sqrt())
-        return Eigenpairs(values[:keep].to(self.dtype), lifted.to(self.dtype))
+        return Eigenpairs(values[:keep].to(self.dtype, copy=True), lifted.to(self.dtype))
 
     def eigenvalues(self, k: int | None = None) -> Tensor:
         """The min(p, M) eigenvalues that structure allows not to be zero, or the k largest, descending."""
         k = self._require_k(k)
-        return self._values[: self.rank_bound][:k].to(self.dtype)
+        return self._values[: self.rank_bound][:k].to(self.dtype, copy=True)
 
     def spectrum(self, k: int | None = None) -> Spectrum:
         """The non-zero spectrum, float64, with its rounding floor."""
         k = self._require_k(k)
-        values = self._values[: self.rank_bound][:k].cpu()
+        values = self._values[: self.rank_bound][:k].cpu().clone()
         return Spectrum(
             values, dimension=self.layout.size, count=self.count, floor=self.floor, rank_bound=self.rank_bound,
             partial=k is not None and k < self.rank_bound,

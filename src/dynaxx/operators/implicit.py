@@ -22,6 +22,12 @@ class Source(Protocol):
     def product(self, vectors: Tensor) -> Tensor:
         """F V."""
 
+    def to_rows(self, vectors: Tensor) -> Tensor:
+        """G^T V, (M, k)."""
+
+    def from_rows(self, coefficients: Tensor) -> Tensor:
+        """G c, (p, k)."""
+
     def trace(self) -> tuple[float, Sampling | None]:
         """tr F and its randomness."""
 

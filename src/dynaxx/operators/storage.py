@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -54,7 +55,8 @@ def save(operator: Operator, path: str | Path) -> Path:
         )
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder is no folder, there is nothing to remove either
+            temporary.unlink()
         raise InputError(f"cannot write {path}: {error}") from error
     return path
 

@@ -23,7 +23,7 @@ class EmbeddingWeight(Rule):
         """Padding rows get no gradient, as in torch."""
         return g if self.padding is None else g.masked_fill((a == self.padding)[None, :, :, None], 0)
 
-    def _rows(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def rows(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Summed cotangents of each (example, token) pair: pairs' examples (R,), tokens (R,), rows (K, R, D)."""
         vocabulary = self.shape[0]
         keys = torch.arange(len(a), device=a.device)[:, None] * vocabulary + a
@@ -33,17 +33,17 @@ class EmbeddingWeight(Rule):
         return pairs // vocabulary, pairs % vocabulary, rows
 
     def gradients(self, a: Tensor, g: Tensor) -> Tensor:
-        examples, tokens, rows = self._rows(a, g)
+        examples, tokens, rows = self.rows(a, g)
         out = g.new_zeros(len(g), len(a), *self.shape)
         out[:, examples, tokens] = rows
         return out
 
     def squares(self, a: Tensor, g: Tensor) -> Tensor:
-        _, tokens, rows = self._rows(a, g)
+        _, tokens, rows = self.rows(a, g)
         return g.new_zeros(self.shape).index_add_(0, tokens, rows.square().sum(0))
 
     def norms(self, a: Tensor, g: Tensor) -> Tensor:
-        examples, _, rows = self._rows(a, g)
+        examples, _, rows = self.rows(a, g)
         return g.new_zeros(len(g), len(a)).index_add_(1, examples, rows.square().sum(2))
 
     def inner(self, a: Tensor, g: Tensor, b: Tensor, h: Tensor) -> Tensor:

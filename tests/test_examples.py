@@ -1,0 +1,114 @@
+"""The gallery's examples run as they stand, and what their text says of their numbers is so."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sklearn", reason="the examples use scikit-learn's digits (extra: demo)")
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Runs an example in this process, headless, and gives its variables."""
+    import runpy
+
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+    import torch
+
+    backend, state = mpl.get_backend(), torch.get_rng_state()
+    mpl.use("Agg")
+    yield lambda name: runpy.run_path(str(EXAMPLES / name))
+    plt.close("all")
+    mpl.use(backend)
+    torch.set_rng_state(state)
+
+
+def curves(axes):
+    """Lines that carry data: not the reference lines, which have two points."""
+    return [line for line in axes.get_lines() if len(line.get_xdata()) > 2]
+
+
+def test_spectrum(example):
+    found = example("plot_spectrum.py")
+    spectra = found["spectra"]
+    trace = {number: float(spectrum.trace()) for number, spectrum in spectra.items()}
+    # rises first, and then falls below where it started, while the network gets better
+    assert trace[1] > 1.5 * trace[0]
+    assert trace[40] < 0.5 * trace[0]
+    assert found["accuracy"] > 0.94
+    for spectrum in spectra.values():
+        assert spectrum.dimension == 2410
+        assert len(spectrum.eigenvalues) == spectrum.rank_bound == 200 * 9
+        assert spectrum.floor == pytest.approx(2.0**-52 * 1800 * float(spectrum.eigenvalues[0]))
+    # at initialisation the floor hides nothing, after training it does
+    assert spectra[0].rank == 1800 > spectra[40].rank
+    # -2 d(posterior entropy)/d(ln N) = effective dimension, from a difference quotient
+    entropy = lambda count: spectra[40].posterior_entropy(prior_precision=1.0, count=count)
+    slope = (entropy(1001) - entropy(999)) / (math.log(1001) - math.log(999))
+    assert spectra[40].effective_dimension(prior_precision=1.0, count=1000) == pytest.approx(-2 * slope, rel=1e-4)
+    (axes,) = found["figure"].axes
+    drawn = [line for line in axes.get_lines() if len(line.get_ydata()) > 2]
+    assert [max(line.get_ydata()) for line in drawn] == pytest.approx(
+        [float(spectra[n].eigenvalues[0]) for n in (0, 40)]
+    )
+
+
+def test_estimators(example):
+    found = example("plot_estimators.py")
+    exact, sampled = found["exact"], found["sampled"]
+    assert exact.exact
+    assert found["empirical"].exact
+    # observed labels are another quantity: here less than half
+    assert found["empirical"] < 0.6 * exact
+    for estimates in sampled.values():
+        for estimate, samples in zip(estimates, found["samples"], strict=True):
+            assert estimate.samples == samples
+            assert abs(estimate - exact) < 4 * estimate.stderr
+        # one error of one example's draw underlies all of them, so the law is exact up to the draws it was learned from
+        assert estimates[0].stderr / estimates[-1].stderr == pytest.approx(math.sqrt(32), rel=0.15)
+    (axes,) = found["figure"].axes
+    assert len(axes.containers) == len(sampled)
+
+
+def test_kfac(example):
+    found = example("plot_kfac.py")
+    errors, operators = found["errors"], found["operators"]
+    for kfac, ekfac, diagonal in zip(errors["kfac"], errors["ekfac"], errors["diagonal"], strict=True):
+        assert 0.05 < ekfac <= kfac < diagonal < 1
+    # three forms have the exact trace, K-FAC has not
+    exact = float(operators["block"].trace())
+    assert float(operators["diagonal"].trace()) == pytest.approx(exact, rel=1e-10)
+    assert float(operators["ekfac"].trace()) == pytest.approx(exact, rel=1e-10)
+    assert abs(float(operators["kfac"].trace()) / exact - 1) > 0.01
+    # the error of the diagonal from the exact block alone: what is off the diagonal
+    block = found["block"]
+    outside = float((block - block.diagonal().diag()).norm() / block.norm())
+    assert errors["diagonal"][-1] == pytest.approx(outside, rel=1e-8)
+    left, right = found["figure"].axes
+    assert len(left.patches) == 9
+    assert len(curves(right)) == 3
+
+
+def test_every_example_is_tested_here():
+    named = Path(__file__).read_text()
+    for path in EXAMPLES.glob("*.py"):
+        assert f'example("{path.name}")' in named, f"{path.name} runs nowhere but in the gallery"
+
+
+def test_an_example_runs_as_a_script(tmp_path):
+    source = Path(__file__).parents[1] / "src"
+    environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(source)}
+    script = str(EXAMPLES / "plot_estimators.py")
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("standard errors off") == 12
+    assert not any(tmp_path.iterdir())  # it leaves nothing where it is run
