@@ -43,7 +43,7 @@ def test_upper_is_above(name, method, rank):
 
 
 def test_laplacian_has_twice_the_trace_at_most():
-    """tr 2 diag(p(1-p)) is exactly 2 tr I in output space; through one linear layer on inputs of one length that survives."""
+    """tr 2 diag(p(1-p)) is exactly 2 tr I; through one linear layer on inputs of length one that survives."""
     model = torch.nn.Linear(4, 5, bias=False).double()
     x = torch.nn.functional.normalize(
         torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Variance formulas against the spread over seeds; grouping, orthogonal probes, deflation, the closed head, and advice."""
+"""Variance formulas against the spread over seeds; grouping, orthogonal probes, deflation, closed head, advice."""
 
 import math
 
@@ -30,7 +30,7 @@ def spread(model, batch, **options):
 )
 @pytest.mark.parametrize("name", ["mlp", "dict_batch"])
 def test_predicted_error_is_the_spread(name, options):
-    """300 seeds tell a standard deviation to about 4 % where draws are normal; entries are dependent, so the median is held to 12 %."""
+    """300 seeds tell a standard deviation to about 4 % for normal draws; the median over dependent entries has 12 %."""
     model, batch = load(name)
     predicted = dynaxx.predicted_error(model, batch, **options)
     draws = spread(model, batch, **options)

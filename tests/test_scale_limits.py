@@ -68,7 +68,7 @@ def test_free_memory_is_that_of_the_machine():
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2.5e6, "2.5 MB"), (9e12, "9.0 TB"), (1e16, "10000.0 TB")],,
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2.5e6, "2.5 MB"), (9e12, "9.0 TB"), (1e16, "10000.0 TB")],
 )
 def test_bytes_as_text(count, text):
     assert errors.bytes_as_text(count) == text
@@ -129,7 +129,7 @@ import json, resource, torch
 from torch import nn
 import dynaxx
 
-VOCABULARY, WIDTH = 50_000, 16
+VOCABULARY, WIDTH = 50_000, 64
 
 class Tiny(nn.Module):
     def __init__(self):
@@ -148,7 +148,7 @@ torch.manual_seed(0)
 model = Tiny()
 small = torch.nn.Sequential(nn.Linear(2, 3))
 dynaxx.fisher(small, torch.randn(2, 2), estimator="hutchinson", form="diagonal")  # imports and their buffers
-tokens = torch.randint(VOCABULARY, (4, 2))
+tokens = torch.randint(VOCABULARY, (16, 2))
 before = peak()
 F = dynaxx.fisher(model, tokens, estimator="hutchinson", form="diagonal")
 grown = peak() - before
@@ -158,10 +158,10 @@ print(json.dumps({"grown": grown, "count": F.count, "sums": by_name}))
 
 
 def test_a_vocabulary_of_50000_stays_small():
-    """Logits are 1.6 MB (8 tokens x 50,000 x 4 B), the two tables and their diagonal 6.4 MB each.
+    """Limit: 400 MB of growth; 273 MB were measured, most of it chunks of gradients of the decoder (128 MiB at a time).
 
-    Limit: 100 MB of growth. One example's gradient of one table per token would take 8 x 3.2 MB, the metric of one
-    token alone 10 GB, all exact cotangents of one example 20 GB.
+    The tables, their diagonal and their copies are 13 MB each, logits 6 MB. All gradients of one table would be 205 MB
+    and took 537 MB when planted; the metric of one token would be 10 GB.
     """
     environment = {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -169,7 +169,7 @@ def test_a_vocabulary_of_50000_stays_small():
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(re.findall(r"^\{.*\}$", done.stdout, re.MULTILINE)[-1])
-    assert found["grown"] < 100e6
-    assert found["count"] == 4
+    assert found["grown"] < 400e6
+    assert found["count"] == 16
     assert set(found["sums"]) == {"embed.weight", "mix.weight", "mix.bias", "decode.weight"}
     assert all(value > 0 for value in found["sums"].values())

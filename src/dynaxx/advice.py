@@ -127,7 +127,7 @@ def advise(
 
     Cost: a forward pass over the data without gradients.
 
-    Source: neuromanifold.md 4.4, 4.5, 9.10, 10 and 11.
+    Source: the variances of Sun 2025 and Soen & Sun 2021, in the form of ``predicted_error``.
 
     >>> import torch, dynaxx
     >>> advice = dynaxx.advise(torch.nn.Linear(5, 2), torch.randn(64, 5))

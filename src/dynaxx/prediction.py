@@ -76,8 +76,7 @@ def predicted_error(
         time: what the exact
     diagonal would cost, several times over. For studies and small models; in use, look at the measured error.
 
-    Source: Sun 2025 (Hutchinson); Soen & Sun 2021 (Monte Carlo); grouping and traces derived in neuromanifold.md 4.3
-        to 4.5.
+    Source: Sun 2025 (Hutchinson); Soen & Sun 2021 (Monte Carlo); grouping and traces are derived here.
     """
     choose("estimator", estimator, ("hutchinson", "monte_carlo"))
     meaning = likelihoods.resolve(likelihood)

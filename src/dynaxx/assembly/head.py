@@ -4,7 +4,7 @@
 
 one product per batch, exact, whatever the number of classes. With tied embeddings a row of the table collects h + e,
 the head's and the embedding's share; h^2 is the closed form, 2 h e + e^2 is left to the estimator, on the rows of the
-example's own tokens. Source: neuromanifold.md 10; for the last layer the second-derivative form of the metric has no
+example's own tokens. Derived here; for the last layer the second-derivative form of the metric has no
 variance (Soen & Sun 2024).
 """
 

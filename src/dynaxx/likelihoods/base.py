@@ -172,7 +172,7 @@ class Likelihood(ABC):
     def lower(self, z: Tensor, rank: int = 1, method: str = "eigen") -> Tensor:
         """Columns B, shape (..., C, min(rank, rank of I)), with B B^T <= I(z) in the Loewner order for every z.
 
-        The trap (neuromanifold.md 3.2): lambda v v^T with a Rayleigh quotient lambda = v^T I v is a lower bound only
+        The trap: lambda v v^T with a Rayleigh quotient lambda = v^T I v is a lower bound only
         if v is an exact eigenvector, so an unconverged power iteration does not give one. Here every method ends in a
         form that is a bound whatever the vectors: a partial Cholesky factor, or I W (W^T I W)^{-1/2} (Nystrom).
 

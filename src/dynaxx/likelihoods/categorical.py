@@ -95,7 +95,7 @@ class Categorical(Likelihood):
     def spectrum_bounds(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """max(p_2, n/(n-1) p_t (1-p_t)) <= lambda <= min(p_t, 1 - |p|^2, 2 p_t (1-p_t)), n classes with finite logits.
 
-        The ratio of the two is below 2, and 1 for n = 2. Source: neuromanifold.md 2.3.
+        The ratio of the two is below 2, and 1 for n = 2. Derived here from Gershgorin and a Rayleigh quotient.
         """
         point = SimplexPoint(z)
         variance = point.top_probability * point.tail

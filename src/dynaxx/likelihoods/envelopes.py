@@ -1,7 +1,7 @@
 """Bounds B B^T <= I(z) <= B' B'^T of the categorical metric that hold for every input, as products B xi.
 
-Source: neuromanifold.md 3, 3.1. The trap of 3.2 (a Rayleigh quotient times v v^T is no bound unless v is an
-eigenvector) is avoided by ``nystrom``, a bound whatever the vectors it is given.
+Source: Sun 2025, Lemma 2, and derivations of our own. The trap (a Rayleigh quotient times v v^T is no bound unless v is
+an eigenvector) is avoided by ``nystrom``, a bound whatever the vectors it is given.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Square roots of the categorical metric, as products L xi: E[(L xi)(L xi)^T] = diag(p) - p p^T for white noise xi.
 
-All four have the same expectation and differ in variance and cost (neuromanifold.md 2.1, 4.4):
+All four have the same expectation and differ in variance and cost (Sun 2025; derived and enumerated in the tests):
 
     symmetric    diag(s)(1 - s s^T), s = sqrt p          C columns      O(C)        the published one
     householder  diag(s) W, W a basis of s-perp          C - 1 columns  O(C)
@@ -51,7 +51,7 @@ def cholesky(point: SimplexPoint, xi: Tensor) -> Tensor:
     lower bound. The t_k are sums over what is left, never 1 - cumsum(p), which is wrong altogether from 1 - p_t =
     7e-8 in float32.
 
-    Source: Tanabe & Sagae 1992; neuromanifold.md 2.1(c).
+    Source: Tanabe & Sagae 1992.
     """
     count = xi.shape[-1]
     leading, index = point.p.topk(count, dim=-1)

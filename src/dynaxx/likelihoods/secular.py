@@ -1,6 +1,6 @@
 """The top eigenpair of diag(p) - p p^T from logits: a scalar equation without poles, solved by safeguarded Newton.
 
-Source: neuromanifold.md 7.1. Textbook solvers take p, form p - lambda and return garbage or NaN from a margin of 20
+Derived here. Textbook solvers take p, form p - lambda and return garbage or NaN from a margin of 20
 (float32) or 40 (float64), and at near ties; here every difference is an expm1 and everything is measured in units of
 the tail delta.
 """

@@ -1,0 +1,52 @@
+# Each target makes .venv on first use and again when pyproject.toml or constraints.txt change.
+
+PY ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs bench clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
+
+demo: $(VENV)/.demo  ## compress two digit classifiers, and write dynaxx-runs/demo/report.html
+	$(BIN)/dynaxx demo
+
+test: $(VENV)/.dev  ## all tests, doctests included
+	MPLBACKEND=Agg $(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## style, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.docs  ## the pages, into docs/_build/html; a warning is an error
+	MPLBACKEND=Agg $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+bench: $(VENV)/.dev  ## benchmarks against peers
+	@if [ -f benchmarks/run.py ]; then $(BIN)/python benchmarks/run.py; \
+	else echo "no benchmarks yet: they will be in benchmarks/run.py"; fi
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) docs/_build docs/gallery build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+# torch comes first and alone, so that no other requirement chooses its version
+$(VENV)/.base: pyproject.toml constraints.txt
+	$(PY) -m venv $(VENV)
+	$(INSTALL) torch numpy
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.base
+	$(INSTALL) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.base
+	$(INSTALL) -e '.[demo,docs]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Pruning by curvature, and the workflow around it: look, train, prune, validate."""

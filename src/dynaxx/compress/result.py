@@ -1,0 +1,210 @@
+"""What pruning decided: masks, the scores behind them, and how to put them on a model."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils import prune as torch_prune
+
+from dynaxx.compress.masks import counts
+from dynaxx.errors import InputError, choose
+from dynaxx.model.selection import unwrap
+
+FORMAT = "dynaxx-pruning/1"
+MODES = ("zero", "prune", "parametrize")
+
+
+class Masked(nn.Module):
+    """A parametrisation w -> w * mask; gradients of dropped weights are zero."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Weight times mask."""
+        return weight * self.mask
+
+
+@dataclass(frozen=True, eq=False)
+class PruningResult:
+    """Masks for a model. Making it changed nothing; ``apply`` does.
+
+    Args:
+        masks: name -> boolean tensor of the parameter's shape, True where the weight stays.
+        scores: name -> saliency of every prunable weight.
+        report: JSON-able facts: criterion, scope, sparsity asked for, examples, damping, ``layers`` (name, kept, total)
+            and ``remarks``.
+        weights: name -> values that go with the masks (the compensation of "obs", or a fine-tuned model's), or None to
+            keep the model's.
+        predicted_loss_increase: nats per example by the criterion's own second-order model; None where it makes no
+            prediction.
+    """
+
+    masks: dict[str, Tensor]
+    scores: dict[str, Tensor]
+    report: dict[str, Any]
+    weights: dict[str, Tensor] | None = None
+    predicted_loss_increase: float | None = None
+    _counts: tuple[int, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_counts", counts(self.masks))
+
+    @property
+    def kept(self) -> int:
+        """Prunable weights that stay."""
+        return self._counts[0]
+
+    @property
+    def prunable(self) -> int:
+        """Weights that could have been dropped."""
+        return self._counts[1]
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the prunable weights that is dropped."""
+        return 1 - self.kept / self.prunable
+
+    def apply(self, model: nn.Module, mode: str = "zero") -> nn.Module:
+        """Prune ``model`` in place and return it.
+
+        Args:
+            model: one with the parameters this result names.
+            mode: "zero" writes zeros and nothing else, so training would fill them again unless the masks are kept;
+                "prune" hangs the masks on the modules as ``torch.nn.utils.prune`` does (``weight_orig``,
+                ``weight_mask``); "parametrize" as ``torch.nn.utils.parametrize``. In all three the Parameter objects
+                stay the same, so an optimizer made before goes on working.
+
+        Raises:
+            InputError: an unknown mode; a name or shape does not fit (nothing is changed then); or a shared parameter
+                in a mode that would tear it apart.
+        """
+        choose("mode", mode, MODES)
+        bare = unwrap(model)
+        parameters = dict(bare.named_parameters())
+        for name, value in {**(self.weights or {}), **self.masks}.items():
+            if name not in parameters:
+                raise InputError(
+                    f"this result prunes {name!r}, which the model does not have (it has {list(parameters)[:5]}...); "
+                    f"apply it to the model it was "
+                    f"made from, before any other pruning"
+                )
+            if parameters[name].shape != value.shape:
+                raise InputError(
+                    f"{name!r} has shape {tuple(parameters[name].shape)} in this model and {tuple(value.shape)} in "
+                    f"this result"
+                )
+        if mode != "zero":
+            self._require_single_use(bare)
+        with torch.no_grad():
+            for name, value in (self.weights or {}).items():
+                parameters[name].copy_(value)
+            for name, mask in self.masks.items():
+                parameters[name].mul_(mask.to(parameters[name].device))
+        for name, mask in self.masks.items() if mode != "zero" else ():
+            owner, _, attribute = name.rpartition(".")
+            module, mask = bare.get_submodule(owner), mask.to(parameters[name].device)
+            if mode == "prune":
+                torch_prune.custom_from_mask(module, attribute, mask)
+            else:
+                parametrize.register_parametrization(module, attribute, Masked(mask.to(parameters[name].dtype)))
+        return model
+
+    def _require_single_use(self, model: nn.Module) -> None:
+        names: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        for name in self.masks:
+            shared = names[id(dict(model.named_parameters())[name])]
+            if len(shared) > 1:
+                raise InputError(
+                    f"{name!r} is shared by {shared}; pruning one of them would untie them. Use mode='zero'"
+                )
+
+    def save(self, path: str | Path) -> Path:
+        """Write as safetensors with JSON metadata, through a temporary file; ``PruningResult.load`` reads it back.
+
+        Raises:
+            InputError: the path cannot be written.
+        """
+        path = Path(path)
+        parts = {"mask": self.masks, "score": self.scores, "weight": self.weights or {}}
+        tensors = {
+            f"{part}/{name}": value.detach().cpu().contiguous()
+            for part, values in parts.items()
+            for name, value in values.items()
+        }
+        header = {
+            "format": FORMAT,
+            "report": self.report,
+            "compensated": self.weights is not None,
+            "predicted": self.predicted_loss_increase,
+        }
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, temporary, {"dynaxx": json.dumps(header)})
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                temporary.unlink()
+            raise InputError(
+                f"cannot write {path}: {error}; give a path on a disk with room that you may write to"
+            ) from error
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> PruningResult:
+        """Read what ``save`` wrote.
+
+        Raises:
+            InputError: the file is missing, damaged, or not one of ours.
+        """
+        try:
+            with safe_open(str(path), framework="pt", device=str(device)) as file:
+                header = json.loads((file.metadata() or {}).get("dynaxx", "null"))
+                tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            raise InputError(f"cannot read a pruning result from {path}: {error}") from error
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise InputError(f"{path} holds no pruning result of format {FORMAT!r}; PruningResult.save writes one")
+        parts: dict[str, dict[str, Tensor]] = {"mask": {}, "score": {}, "weight": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = value
+        # safetensors sorts its keys; the report remembers the model's order
+        order = [layer["name"] for layer in header["report"]["layers"]]
+        weights = parts["weight"] if header["compensated"] else None
+        return cls(
+            {name: parts["mask"][name] for name in order},
+            {name: parts["score"][name] for name in order if name in parts["score"]},
+            header["report"],
+            weights,
+            header["predicted"],
+        )
+
+    def __repr__(self) -> str:
+        criterion, scope = self.report.get("criterion", "masks"), self.report.get("scope", "global")
+        head = f"PruningResult({criterion}, {scope}: {self.kept} of {self.prunable} weights kept"
+        head += f", sparsity {self.sparsity:.1%}"
+        if self.predicted_loss_increase is not None:
+            head += f", predicted loss increase {self.predicted_loss_increase:.3g} nats"
+        return head + (", compensated)" if self.weights is not None else ")")
+
+
+def layer_rows(masks: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """Per parameter: name, weights kept, weights in all."""
+    return [{"name": name, "kept": int(mask.sum()), "total": mask.numel()} for name, mask in masks.items()]
