@@ -96,6 +96,17 @@ def test_kfac(example):
     assert len(curves(right)) == 3
 
 
+def test_the_commands_of_the_model_factories(example):
+    """The factories are what the command line's import strings name; both models take the data they come with."""
+    made = example("digits_models.py")
+    train, validation, test = made["data"]()
+    x, y = validation
+    for factory in ("mlp", "cnn"):
+        assert made[factory]()(x).shape == (len(y), 10)
+    assert len(train.dataset) == 1000
+    assert len(test[0]) == 397
+
+
 def test_every_example_is_tested_here():
     named = Path(__file__).read_text()
     for path in EXAMPLES.glob("*.py"):

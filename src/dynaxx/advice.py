@@ -177,8 +177,8 @@ def _measure(
 
 
 def _sampled_error(facts: Facts, estimator: str, samples: int) -> float:
-    """Typical relative standard error of an entry from per-example squares, sqrt(2 / (N S)); for labels at least "
-    "1/sqrt(surprises drawn)."""
+    """Typical relative standard error of an entry from per-example squares, sqrt(2 / (N S)); for labels at least
+    1/sqrt(surprises drawn)."""
     plain = math.sqrt(2 / (facts.examples * samples))
     if estimator == "hutchinson":
         return plain

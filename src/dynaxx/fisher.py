@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from dynaxx import estimators, likelihoods
@@ -28,6 +29,7 @@ FORMS = ("implicit", "dense", "diagonal", "block", "kfac", "ekfac", "gram")
 SEVERAL_PASSES = {"implicit", "gram", "ekfac"}
 
 
+@torch.inference_mode(False)  # a caller under inference_mode would get sums that cannot be added to
 def fisher(
     model: nn.Module,
     data: Any,
@@ -181,8 +183,8 @@ def _implicit(sweeper: Sweeper, source: Pullback, count: int, columns: int) -> I
 
 
 def module_groups(network: Network) -> list[tuple[str, ...]]:
-    """Selected names grouped by the layer that owns them; shared parameters, and bare ones of modules with parts, "
-    "stand alone."""
+    """Selected names grouped by the layer that owns them; shared parameters, and bare ones of modules with parts,
+    stand alone."""
     aliases = Counter(id(parameter) for _, parameter in network.model.named_parameters(remove_duplicate=False))
     leaves = {name for name, module in network.model.named_modules() if not any(True for _ in module.children())}
     groups: dict[str, list[str]] = {}

@@ -23,6 +23,7 @@ FORMS = ("implicit", "dense", "diagonal", "block")
 Loss = Callable[..., Tensor]
 
 
+@torch.inference_mode(False)  # a caller under inference_mode would get sums that cannot be added to
 def hessian(
     model: nn.Module,
     data: Any,
@@ -167,8 +168,8 @@ class Hessian(Operator):
         columns = [
             list(self.layout.unravel(v).values()) for v in vectors.T.contiguous()
         ]  # strided ones trip weight_norm's second derivative
-        totals = torch.zeros(vectors.shape[1], self.layout.size, dtype=self.dtype, device=self.device)
         with self.network.guarded(twice=True):
+            totals = torch.zeros(vectors.shape[1], self.layout.size, dtype=self.dtype, device=self.device)
             for _, gradients in self._gradients():
                 live = [i for i, g in enumerate(gradients) if g.requires_grad]
                 if not live:  # a loss linear in the parameters

@@ -88,8 +88,8 @@ class DenseCollector:
 
 
 def gradient_rows(pulled: dict[str, list[Use]], layout: Layout) -> Iterator[Tensor]:
-    """Per-example gradients as rows (K n, p) in float64, in chunks of examples; parameters that were not reached are "
-    "zero."""
+    """Per-example gradients as rows (K n, p) in float64, in chunks of examples; parameters that were not reached are
+    zero."""
     if not pulled:
         return
     chunks = {name: list(parts(uses, 2 * layout.size)) for name, uses in pulled.items()}

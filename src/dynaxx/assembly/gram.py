@@ -37,7 +37,7 @@ class GramCollector:
 
     def __init__(self, layout: Layout, source: Rows) -> None:
         self.layout, self.source = layout, source
-        self.held: list[tuple[int, int, dict[str, list[Use]]]] = []  # (examples, first row, uses) of each chunk
+        self.held: list[tuple[int, int, int, dict[str, list[Use]]]] = []  # first example, examples, cotangents, uses
         self.diagonal = DiagonalCollector(layout)
         self._bytes = 0
 
@@ -53,14 +53,13 @@ class GramCollector:
             self._bytes,
             "use fewer examples, or form='implicit' with F.eigenvalues(k)",
         )
-        self.held.append((int(keys[0]), len(keys), uses))
+        self.held.append((int(keys[0]), len(keys), len(cotangents), uses))
 
     def finish(self, count: int, sampling: Sampling | None) -> Gram:
         """K = (1/N) G^T G, rows ordered by example, then cotangent."""
         number: dict[int, int] = {}
         spans = []  # (first example, examples, first cotangent, cotangents)
-        for first, examples, uses in self.held:
-            columns = next(iter(uses.values()))[0].g.shape[0] if uses else 0
+        for first, examples, columns, _ in self.held:
             spans.append((first, examples, number.get(first, 0), columns))
             number[first] = number.get(first, 0) + columns
         per_example = max(number.values(), default=1)
@@ -69,7 +68,7 @@ class GramCollector:
         for i, (first, n, start, k) in enumerate(spans):
             for j in range(i, len(spans)):
                 second, m, begin, l = spans[j]
-                block = self._block(self.held[i][2], self.held[j][2], (k, n, l, m)).permute(1, 0, 3, 2)
+                block = self._block(self.held[i][3], self.held[j][3], (k, n, l, m)).permute(1, 0, 3, 2)
                 K[first : first + n, start : start + k, second : second + m, begin : begin + l] = block
                 if i != j:
                     K[second : second + m, begin : begin + l, first : first + n, start : start + k] = block.permute(

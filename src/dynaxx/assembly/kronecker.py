@@ -12,8 +12,8 @@ a = (a, 1):
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from dynaxx.assembly.entries import DenseCollector, DiagonalCollector
 from dynaxx.errors import choose
 from dynaxx.layout import Layout
 from dynaxx.model.rules.base import chunk
+from dynaxx.model.rules.correlation import second_moment
 from dynaxx.model.rules.layers import Layer
 from dynaxx.model.tape import Tape
 from dynaxx.operators.base import Operator, Sampling
@@ -47,15 +48,25 @@ class _Factors:
         one = a.new_ones(*a.shape[:2], 1)
         return torch.cat([a] * self.weight + [one] * self.bias, 2)
 
-    def add_inputs(self, a: Tensor) -> None:
-        a = self.inputs(a)
-        rows = a.mean(1) if self.sharing == "reduce" else a.flatten(0, 1)
-        self.positions += len(rows)
-        self.right = _add(self.right, rows.T @ rows)
+    def add_inputs(self, calls: _Calls) -> None:
+        moments = calls.moments() if self.sharing == "expand" and self.weight else None
+        if moments is not None:
+            second, first, number = moments
+            if self.bias:
+                border = torch.cat([first, first.new_tensor([number])])
+                second = torch.cat([torch.cat([second, first[:, None]], 1), border[None]])
+            self.positions += number
+            self.right = _add(self.right, second)
+            return
+        for a in calls.rows():
+            a = self.inputs(a)
+            rows = a.mean(1) if self.sharing == "reduce" else a.flatten(0, 1)
+            self.positions += len(rows)
+            self.right = _add(self.right, second_moment(rows))
 
     def add_cotangents(self, g: Tensor) -> None:
         rows = g.sum(2).flatten(0, 1) if self.sharing == "reduce" else g.flatten(0, 2)
-        self.left = _add(self.left, rows.T @ rows)
+        self.left = _add(self.left, second_moment(rows))
 
     def finish(self, count: int, sampling: Sampling | None) -> Kronecker:
         assert self.left is not None
@@ -97,12 +108,11 @@ class KroneckerCollector:
         if self.factors is None:
             self.factors = self._start(tape)
         fresh, self._seen = tape is not self._seen, tape
-        for module, rows, g in joined_calls(tape, cotangents, set(self.factors)):
+        for module, calls in joined_calls(tape, cotangents, set(self.factors)):
             factor = self.factors[module]
             if fresh:
-                for a in rows():
-                    factor.add_inputs(a)
-            factor.add_cotangents(g)
+                factor.add_inputs(calls)
+            factor.add_cotangents(calls.g)
         for collector in self.rest:
             collector.add(tape, keys, cotangents)
 
@@ -132,12 +142,12 @@ class EigenvalueCollector:
 
     def add(self, tape: Tape, keys: Tensor, cotangents: Tensor) -> None:
         """Rotate and square."""
-        for module, rows, g in joined_calls(tape, cotangents, set(self.modules)):
-            factor = self.modules[module]
+        for module, calls in joined_calls(tape, cotangents, set(self.modules)):
+            factor, g = self.modules[module], calls.g
             names = factor.layout.names
             basis, start = self.bases[names], 0
             left, right = basis.left.to(g.dtype), basis.right.to(g.dtype)
-            for a in rows():
+            for a in calls.rows():
                 a = factor.inputs(a) @ right
                 part = g[:, start : start + len(a)] @ left
                 start += len(a)
@@ -168,29 +178,36 @@ def _squares(a: Tensor, g: Tensor) -> Tensor:
     return total
 
 
-def joined_calls(
-    tape: Tape, cotangents: Tensor, modules: set[str]
-) -> Iterator[tuple[str, Callable[[], Iterator[Tensor]], Tensor]]:
-    """Each linear map's inputs and cotangents, several calls of one module joined as further positions.
+@dataclass(frozen=True)
+class _Calls:
+    """The calls of one linear map, joined as further positions: inputs by call, cotangents g (K, N, T, O) of all."""
 
-    Yields:
-        module name; a function that yields input rows (n, T, I) a chunk of examples at a time; cotangents (K, N, T, O).
-    """
+    layers: list[Layer]
+    inputs: list[Tensor]
+    g: Tensor
+
+    def rows(self) -> Iterator[Tensor]:
+        """Input rows (n, T, I), a chunk of examples at a time."""
+        layer, first = self.layers[0], self.inputs[0]
+        step = chunk(self.g.shape[2] * layer.width(first) * first.element_size())
+        for start in range(0, len(first), step):
+            pieces = [layer.rows(a[start : start + step]) for layer, a in zip(self.layers, self.inputs, strict=True)]
+            yield torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0]
+
+    def moments(self) -> tuple[Tensor, Tensor, int] | None:
+        """Sums of r r^T and r over all rows, where the layer has a way without them."""
+        return self.layers[0].moments(self.inputs[0]) if len(self.layers) == 1 else None
+
+
+def joined_calls(tape: Tape, cotangents: Tensor, modules: set[str]) -> Iterator[tuple[str, _Calls]]:
+    """The calls of each of these modules."""
     by_module: dict[str, list[tuple[Layer, Tensor, Tensor]]] = {}
     for call, a, g in tape.pulled_calls(cotangents):
         if call.name in modules:
             by_module.setdefault(call.name, []).append((call.layer, a, call.layer.positions(g)))
     for module, calls in by_module.items():
-        g = torch.cat([g for _, _, g in calls], 2) if len(calls) > 1 else calls[0][2]
-        yield module, partial(_input_rows, calls, g.shape[2]), g
-
-
-def _input_rows(calls: list[tuple[Layer, Tensor, Tensor]], positions: int) -> Iterator[Tensor]:
-    layer, first, _ = calls[0]
-    step = chunk(positions * layer.width(first) * first.element_size())
-    for start in range(0, len(first), step):
-        pieces = [layer.rows(a[start : start + step]) for layer, a, _ in calls]
-        yield torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0]
+        layers, inputs, gs = map(list, zip(*calls, strict=True))
+        yield module, _Calls(layers, inputs, torch.cat(gs, 2) if len(gs) > 1 else gs[0])
 
 
 def in_order(blocks: list[Operator], layout: Layout) -> list[Operator]:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from dynaxx.assembly.sweep import Sweeper, example_norms
-from dynaxx.errors import InputError
 from dynaxx.model.network import Output
 from dynaxx.model.rules.base import gradients, parts, rows
 from dynaxx.operators.base import Sampling
@@ -33,11 +32,15 @@ class _Linearised:
 
     def forward(self, v: list[Tensor]) -> Tensor:
         """J v, (N, P, C)."""
+        if not self.g:  # no selected parameter reaches the output
+            return torch.zeros_like(self.output.z)
         (jv,) = torch.autograd.grad(self.g, self.u, v, retain_graph=True, allow_unused=True, materialize_grads=True)
         return jv
 
     def backward(self, w: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
         """J^T w, one tensor per parameter."""
+        if not self.output.z.requires_grad:
+            return [torch.zeros_like(parameter) for parameter in parameters]
         return list(
             torch.autograd.grad(
                 self.output.z, parameters, w, retain_graph=True, allow_unused=True, materialize_grads=True
@@ -55,7 +58,6 @@ class Pullback:
         self.sweeper, self.network, self.estimator = sweeper, sweeper.network, sweeper.estimator
         self.layout = self.network.layout
         self.parameters = list(self.network.parameters.values())
-        self._versions = self.network.versions()
         self._kept: _Linearised | None = None
         self._twice = True
 
@@ -70,11 +72,7 @@ class Pullback:
 
     def _batches(self) -> Iterator[_Linearised]:
         """Each batch linearised; a single batch is kept."""
-        if self.network.versions() != self._versions:
-            raise InputError(
-                "the model's parameters have changed since this operator was made, and its form reads the model; "
-                "make a new one, or use a form that stores numbers (diagonal, kfac, dense)"
-            )
+        self.sweeper.require_unchanged()
         if self._kept is not None:
             yield self._kept
             return
@@ -82,7 +80,7 @@ class Pullback:
             output = self.network(batch)
             u = torch.zeros_like(output.z, requires_grad=True)
             g: tuple[Tensor, ...] = ()
-            if self._twice:
+            if self._twice and output.z.requires_grad:
                 g = torch.autograd.grad(
                     output.z, self.parameters, u, create_graph=True, allow_unused=True, materialize_grads=True
                 )
@@ -126,9 +124,9 @@ class Pullback:
         if not self._twice:
             return (self.from_rows(self._rows_one_by_one(vectors)) / self._examples).to(vectors.dtype)
         columns = self._columns(vectors)
-        totals = torch.zeros(vectors.shape[1], self.layout.size, dtype=self.layout.dtype, device=self.layout.device)
         total = 0
         with self.network.guarded(twice=True):
+            totals = torch.zeros(vectors.shape[1], self.layout.size, dtype=self.layout.dtype, device=self.layout.device)
             for item in self._batches():
                 total += len(item.keys)
                 for row, v in zip(totals, columns, strict=True):
@@ -175,9 +173,11 @@ class Pullback:
 
     def from_rows(self, coefficients: Tensor) -> Tensor:
         """G c for coefficients (M, k), (p, k): one reverse pass per column and batch."""
-        totals = torch.zeros(coefficients.shape[1], self.layout.size, dtype=torch.float64, device=self.layout.device)
         start = 0
         with self.network.guarded(twice=True):
+            totals = torch.zeros(
+                coefficients.shape[1], self.layout.size, dtype=torch.float64, device=self.layout.device
+            )
             for item in self._batches():
                 u = torch.cat(list(self.estimator.chunks(item.output, item.keys, self.estimator.number(item.output))))
                 stop = start + len(item.keys) * len(u)

@@ -52,12 +52,26 @@ class Sweeper:
         self.network, self.data, self.estimator, self.progress = network, data, estimator, progress
         self.layers = Layers(network)
         self.arrangements: Arrangements | None = None
+        self._versions = network.versions()
 
     def tapes(self) -> Iterator[tuple[Tape, Tensor]]:
         """(tape, global example indices) for each batch of one pass. The caller holds ``network.guarded()``."""
+        self.require_unchanged()
         with bar(self.data, self.progress, "batches") as batches:
             for batch in batches:
                 yield self.tape(batch), self.keys(batch)
+
+    def require_unchanged(self) -> None:
+        """Refuse to read a model that is no longer the one that was asked about.
+
+        Raises:
+            InputError: the selected parameters have changed.
+        """
+        if self.network.versions() != self._versions:
+            raise InputError(
+                "the model's parameters have changed since this operator was made, and its form reads the model; "
+                "make a new one, or use a form that stores numbers (diagonal, kfac, dense)"
+            )
 
     def tape(self, batch: Batch) -> Tape:
         """The forward pass of one batch.

@@ -128,8 +128,10 @@ class Operator:
                 f"expected a tensor of shape ({self.layout.size},) or ({self.layout.size}, k), or a dict by name; got "
                 f"{got}"
             )
-        columns = vector.detach().to(self.device, self.dtype)
-        out = function(columns if columns.dim() == 2 else columns[:, None])
+        with torch.inference_mode(False):
+            columns = vector.detach().to(self.device, self.dtype)
+            columns = columns.clone() if columns.is_inference() else columns
+            out = function(columns if columns.dim() == 2 else columns[:, None])
         return out if vector.dim() == 2 else out[:, 0]
 
     def quadratic(self, vector: Tensor | Mapping[str, Tensor]) -> Tensor:
@@ -231,6 +233,7 @@ class Operator:
                 values,
                 dimension=self.layout.size,
                 count=self.count,
+                exact=self.sampling is None,
                 precision=self.dtype,
                 rank_bound=self.rank_bound,
                 partial=not whole,
@@ -238,7 +241,12 @@ class Operator:
         if self.layout.size <= DENSE_SIZE:
             values = self.eigenvalues().double().cpu()
             return Spectrum(
-                values, dimension=self.layout.size, count=self.count, precision=self.dtype, rank_bound=self.rank_bound
+                values,
+                dimension=self.layout.size,
+                count=self.count,
+                exact=self.sampling is None,
+                precision=self.dtype,
+                rank_bound=self.rank_bound,
             )
         return SampledSpectrum(linalg.quadrature(self), count=self.count, rank_bound=self.rank_bound)
 
@@ -248,7 +256,7 @@ class Operator:
         """Sum of the eigenvalues; exact up to 1024 parameters, else Hutch++ with its standard error."""
         if self.layout.size <= DENSE_SIZE:
             return self._scalar(float(self.diagonal().double().sum()))
-        return linalg.hutch_plus_plus(self)
+        return self._sampled(linalg.hutch_plus_plus(self))
 
     def logdet(self, damping: float) -> Estimate:
         """log det(A + damping I), nats.
@@ -261,20 +269,26 @@ class Operator:
             values = self.eigenvalues().double()
             self._require_real_log(values, damping)
             return self._scalar(float(torch.log(values + damping).sum()), derived=True)
-        return linalg.quadrature(self).functional(lambda x: torch.log(x.clamp(min=0) + damping))
+        return self._sampled(linalg.quadrature(self).functional(lambda x: torch.log(x.clamp(min=0) + damping)))
 
     def frobenius(self) -> Estimate:
         """Square root of the sum of squared entries."""
         if self.layout.size <= DENSE_SIZE:
             return self._scalar(float(self.to_dense().double().norm()), derived=True)
-        return linalg.frobenius(self)
+        return self._sampled(linalg.frobenius(self))
 
     def _scalar(self, value: float, derived: bool = False) -> Estimate:
-        """A number computed without further sampling; where the operator itself was sampled, it carries that error "
-        "(unknown if derived)."""
+        """A number computed without further sampling; where the operator itself was sampled, it carries that error
+        (unknown if derived)."""
         if self.sampling is None:
             return Estimate(value)
         return Estimate(value, math.nan if derived else self.sampling.trace_stderr, self.sampling.samples, exact=False)
+
+    def _sampled(self, estimate: Estimate) -> Estimate:
+        """A number sampled from the operator; where that was sampled too, its error is not known."""
+        if self.sampling is None:
+            return estimate
+        return Estimate(float(estimate), math.nan, estimate.samples, exact=False)
 
     # storage
 

@@ -105,6 +105,7 @@ class BlockDiagonal(Operator):
             values,
             dimension=self.layout.size,
             count=self.count,
+            exact=self.sampling is None,
             precision=self.dtype,
             partial=k is not None and k < self.layout.size,
         )

@@ -63,6 +63,7 @@ class Dense(Operator):
             values,
             dimension=self.layout.size,
             count=self.count,
+            exact=self.sampling is None,
             precision=self.dtype,
             partial=k is not None and k < self.layout.size,
         )

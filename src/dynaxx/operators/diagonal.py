@@ -55,6 +55,7 @@ class Diagonal(Operator):
             values,
             dimension=self.layout.size,
             count=self.count,
+            exact=self.sampling is None,
             floor=0.0,
             partial=k is not None and k < self.layout.size,
         )

@@ -106,7 +106,9 @@ class Gram(Operator):
         damped = self.count * (
             self.matrix + damping * torch.eye(len(self.matrix), dtype=torch.float64, device=self.matrix.device)
         )
-        correction = self.source.from_rows(torch.cholesky_solve(rows, torch.linalg.cholesky(damped)))
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        inner = torch.linalg.solve(damped, rows) if failed else torch.cholesky_solve(rows, factor)
+        correction = self.source.from_rows(inner)
         return ((vectors.double() - correction) / damping).to(self.dtype)
 
     def diagonal(self) -> Tensor:
@@ -114,8 +116,8 @@ class Gram(Operator):
         return self._diagonal.to(self.dtype, copy=True)
 
     def eigh(self, k: int | None = None) -> Eigenpairs:
-        """The k largest eigenvalues with vectors lifted to parameter space; without k, those above the rounding "
-        "floor."""
+        """The k largest eigenvalues with vectors lifted to parameter space; without k, those above the rounding
+        floor."""
         k = self._require_k(k)
         values, vectors = self._decomposition
         keep = int((values > self.floor).sum())
@@ -138,9 +140,14 @@ class Gram(Operator):
         k = self._require_k(k)
         values = self._values[: self.rank_bound][:k].cpu().clone()
         return Spectrum(
-            values, dimension=self.layout.size, count=self.count, floor=self.floor, rank_bound=self.rank_bound,
+            values,
+            dimension=self.layout.size,
+            count=self.count,
+            exact=self.sampling is None,
+            floor=self.floor,
+            rank_bound=self.rank_bound,
             partial=k is not None and k < self.rank_bound,
-        )  # fmt: skip
+        )
 
     def trace(self) -> Estimate:
         """tr K."""

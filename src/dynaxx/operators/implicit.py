@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
@@ -58,12 +59,21 @@ class Implicit(Operator):
         rows: int,
     ) -> None:
         super().__init__(layout, count, sampling)
-        self.source, self._entries, self._gram, self.rows = source, entries, gram, rows
+        self.source, self._entries, self._make_gram, self.rows = source, entries, gram, rows
 
     @property
     def rank_bound(self) -> int:
         """min(p, M)."""
         return min(self.layout.size, self.rows)
+
+    @cached_property
+    def as_gram(self) -> Gram:
+        """The same operator through its Gram matrix, made once."""
+        return self._make_gram()
+
+    @property
+    def _few_rows(self) -> bool:
+        return self.layout.size > DENSE_SIZE and self.rows <= GRAM_ROWS
 
     def product(self, vectors: Tensor) -> Tensor:
         """J^T M J V."""
@@ -83,21 +93,25 @@ class Implicit(Operator):
         )
 
     def spectrum(self, k: int | None = None) -> Spectrum | SampledSpectrum:
-        """Exact through the dense or the Gram matrix where either is small; the top k by Lanczos; else stochastic "
-        "Lanczos quadrature."""
-        if k is None and self.layout.size > DENSE_SIZE and self.rows <= GRAM_ROWS:
-            return self._gram().spectrum()
+        """Exact through the dense or the Gram matrix where either is small; the top k by Lanczos; else stochastic
+        Lanczos quadrature."""
+        if k is None and self._few_rows:
+            return self.as_gram.spectrum()
         return super().spectrum(k)
+
+    def eigenvalues(self, k: int | None = None) -> Tensor:
+        """The k largest, or all that structure allows not to be zero; through the Gram matrix where that is small."""
+        return self.as_gram.eigenvalues(k) if k is None and self._few_rows else super().eigenvalues(k)
 
     def logdet(self, damping: float) -> Estimate:
         """log det(F + damping I), exact where the spectrum is."""
         self._require_damping(damping)
-        if self.layout.size > DENSE_SIZE and self.rows <= GRAM_ROWS:
-            return self._gram().logdet(damping)
+        if self._few_rows:
+            return self.as_gram.logdet(damping)
         return super().logdet(damping)
 
     def frobenius(self) -> Estimate:
         """Frobenius norm, exact where the spectrum is."""
-        if self.layout.size > DENSE_SIZE and self.rows <= GRAM_ROWS:
-            return self._gram().frobenius()
+        if self._few_rows:
+            return self.as_gram.frobenius()
         return super().frobenius()

@@ -130,6 +130,7 @@ class EigenKronecker(_OnMatrices):
             values,
             dimension=self.layout.size,
             count=self.count,
+            exact=self.sampling is None,
             precision=self.dtype,
             partial=k is not None and k < self.layout.size,
         )

@@ -75,8 +75,8 @@ class Use:
         return Use(self.rule, None if self.a is None else self.a[start:stop], self.g[:, start:stop])
 
     def grouped(self, size: int) -> Use:
-        """The same use with groups of ``size`` examples in place of examples; a last group that is too small is "
-        "filled with zeros."""
+        """The same use with groups of ``size`` examples in place of examples; a last group that is too small is
+        filled with zeros."""
         lacking = -self.g.shape[1] % size
         g = torch.cat([self.g, self.g.new_zeros(len(self.g), lacking, *self.g.shape[2:])], 1) if lacking else self.g
         a = self.a

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -34,28 +36,50 @@ class ConvolutionWeight(Rule):
         )[1]  # fmt: skip
         return G.reshape(n, *self.shape)
 
+    def _pieces(self, a: Tensor, g: Tensor) -> Iterator[tuple[int, slice, tuple[Any, ...], Tensor]]:
+        """Per-example gradients in pieces: cotangent k, some examples, which part of the weight, G of that part.
+
+        Where the map is small and channels are many, or channels are very few, one batched product per kernel position
+        beats the grouped call (31 against 48 ms at 128 channels on 8 x 8, 9 against 14 ms at 3 channels on 32 x 32; the
+        other way round, 18 against 41 ms, at 64 channels on 16 x 16).
+        """
+        positions, (outputs, inputs) = g.shape[3:].numel(), self.shape[:2]
+        shifted = self.groups == 1 and (inputs <= 4 or (positions <= 64 and outputs * inputs >= 8192))
+        for k in range(len(g)):
+            for start in range(0, len(a), GROUPED_EXAMPLES):
+                some = slice(start, min(start + GROUPED_EXAMPLES, len(a)))
+                if not shifted:
+                    yield k, some, (...,), self._grouped(a[some], g[k, some])
+                    continue
+                cotangent = g[k, some].flatten(2)
+                for offset in product(*map(range, self.shape[2:])):
+                    seen = self._seen_through(a[some], offset, g.shape[3:])
+                    yield k, some, (..., *offset), cotangent @ seen.flatten(2).transpose(1, 2)
+
+    def _seen_through(self, a: Tensor, offset: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+        """The inputs that one kernel position meets, (n, C, *out)."""
+        places = (
+            slice(at * dilation, at * dilation + stride * (length - 1) + 1, stride)
+            for at, dilation, stride, length in zip(offset, self.dilation, self.stride, size, strict=True)
+        )
+        return a[(slice(None), slice(None), *places)]
+
     def gradients(self, a: Tensor, g: Tensor) -> Tensor:
         out = g.new_empty(*g.shape[:2], *self.shape)
-        for k in range(len(g)):
-            for i in range(0, len(a), GROUPED_EXAMPLES):
-                out[k, i : i + GROUPED_EXAMPLES] = self._grouped(
-                    a[i : i + GROUPED_EXAMPLES], g[k, i : i + GROUPED_EXAMPLES]
-                )
+        for k, some, part, G in self._pieces(a, g):
+            out[k, some][part] = G
         return out
 
     def squares(self, a: Tensor, g: Tensor) -> Tensor:
         total = g.new_zeros(self.shape)
-        for k in range(len(g)):
-            for i in range(0, len(a), GROUPED_EXAMPLES):
-                total += self._grouped(a[i : i + GROUPED_EXAMPLES], g[k, i : i + GROUPED_EXAMPLES]).square_().sum(0)
+        for _, _, part, G in self._pieces(a, g):
+            total[part] += G.square_().sum(0)
         return total
 
     def norms(self, a: Tensor, g: Tensor) -> Tensor:
-        out = g.new_empty(g.shape[:2])
-        for k in range(len(g)):
-            for i in range(0, len(a), GROUPED_EXAMPLES):
-                G = self._grouped(a[i : i + GROUPED_EXAMPLES], g[k, i : i + GROUPED_EXAMPLES])
-                out[k, i : i + GROUPED_EXAMPLES] = G.flatten(1).square_().sum(1)
+        out = g.new_zeros(g.shape[:2])
+        for k, some, _, G in self._pieces(a, g):
+            out[k, some] += G.flatten(1).square_().sum(1)
         return out
 
     def inner(self, a: Tensor, g: Tensor, b: Tensor, h: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from dynaxx.errors import InputError
 from dynaxx.model.rules.base import Rule, Use
 from dynaxx.model.rules.convolution import ConvolutionWeight, padded, patches
+from dynaxx.model.rules.correlation import patch_moments
 from dynaxx.model.rules.embedding import EmbeddingWeight
 from dynaxx.model.rules.linear import LinearWeight, Shift, TransposedLinearWeight
 from dynaxx.model.rules.normalization import Scale
@@ -39,8 +40,8 @@ class Layer:
         raise NotImplementedError
 
     def leading(self, x: Tensor) -> int:
-        """How many of the input's first axes may run over examples and positions in any order; 0 if only (examples, "
-        "...) as is."""
+        """How many of the input's first axes may run over examples and positions in any order; 0 if only (examples,
+        ...) as is."""
         return 0
 
     def input(self, x: Tensor) -> Tensor:
@@ -62,6 +63,10 @@ class Layer:
     def width(self, a: Tensor) -> int:
         """I, the length of one row."""
         return a.shape[-1]
+
+    def moments(self, a: Tensor) -> tuple[Tensor, Tensor, int] | None:
+        """Sums over rows of r r^T (I, I) and r (I,), and the number of rows, where they need not be formed."""
+        return None
 
     def uses(self, a: Tensor, g: Tensor) -> dict[str, Use]:
         """Use of each parameter by its own name, from ``input(x)`` and ``cotangent(g)``."""
@@ -120,6 +125,15 @@ class Convolution(Layer):
 
     def width(self, a: Tensor) -> int:
         return self.module.weight[0].numel()
+
+    def moments(self, a: Tensor) -> tuple[Tensor, Tensor, int] | None:
+        module = self.module
+        plane = a[:, :, None] if a.dim() == 3 else a
+        # below 16 channels patches are cheap; strides would need one correlation per phase
+        if plane.dim() != 4 or any(step != 1 for step in module.stride) or a.shape[1] < 16:
+            return None
+        kernel, dilation = ((1,) * (2 - len(size)) + tuple(size) for size in (module.kernel_size, module.dilation))
+        return patch_moments(plane, kernel, dilation)
 
 
 class Embedding(Layer):
