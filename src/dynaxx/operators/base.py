@@ -227,28 +227,23 @@ class Operator:
         exact where structure or size allow, the top k if asked, else by stochastic Lanczos quadrature with error bars.
         """
         if k is not None:
-            values = self.eigenvalues(k).double().cpu()
-            whole = k == self.layout.size
-            return Spectrum(
-                values,
-                dimension=self.layout.size,
-                count=self.count,
-                exact=self.sampling is None,
-                precision=self.dtype,
-                rank_bound=self.rank_bound,
-                partial=not whole,
-            )
+            return self._spectrum_of(self.eigenvalues(k), k)
         if self.layout.size <= DENSE_SIZE:
-            values = self.eigenvalues().double().cpu()
-            return Spectrum(
-                values,
-                dimension=self.layout.size,
-                count=self.count,
-                exact=self.sampling is None,
-                precision=self.dtype,
-                rank_bound=self.rank_bound,
-            )
+            return self._spectrum_of(self.eigenvalues())
         return SampledSpectrum(linalg.quadrature(self), count=self.count, rank_bound=self.rank_bound)
+
+    def _spectrum_of(self, values: Tensor, k: int | None = None, floor: float | None = None) -> Spectrum:
+        """Eigenvalues known one by one, all that are not zero by structure or the k largest."""
+        return Spectrum(
+            values.double().cpu(),
+            dimension=self.layout.size,
+            count=self.count,
+            exact=self.sampling is None,
+            precision=self.dtype,
+            floor=floor,
+            rank_bound=self.rank_bound,
+            partial=k is not None and k < self.rank_bound,
+        )
 
     # scalars
 

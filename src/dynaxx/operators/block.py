@@ -100,15 +100,7 @@ class BlockDiagonal(Operator):
 
     def spectrum(self, k: int | None = None) -> Spectrum:
         """All eigenvalues, or the top k."""
-        values = self.eigenvalues(k).double().cpu()
-        return Spectrum(
-            values,
-            dimension=self.layout.size,
-            count=self.count,
-            exact=self.sampling is None,
-            precision=self.dtype,
-            partial=k is not None and k < self.layout.size,
-        )
+        return self._spectrum_of(self.eigenvalues(k), k)
 
     def trace(self) -> Estimate:
         """Sum over blocks."""

@@ -57,16 +57,7 @@ class Dense(Operator):
 
     def spectrum(self, k: int | None = None) -> Spectrum:
         """All eigenvalues, or the top k."""
-        self._require_k(k)
-        values = torch.linalg.eigvalsh(self.matrix).flip(0)[:k].cpu()
-        return Spectrum(
-            values,
-            dimension=self.layout.size,
-            count=self.count,
-            exact=self.sampling is None,
-            precision=self.dtype,
-            partial=k is not None and k < self.layout.size,
-        )
+        return self._spectrum_of(torch.linalg.eigvalsh(self.matrix).flip(0)[: self._require_k(k)], k)
 
     def trace(self) -> Estimate:
         """Sum of the diagonal."""

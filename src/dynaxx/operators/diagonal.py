@@ -50,15 +50,7 @@ class Diagonal(Operator):
 
     def spectrum(self, k: int | None = None) -> Spectrum:
         """All entries, or the top k. Each entry has full relative precision, so nothing but zero is below the floor."""
-        values = self.eigenvalues(k).double().cpu()
-        return Spectrum(
-            values,
-            dimension=self.layout.size,
-            count=self.count,
-            exact=self.sampling is None,
-            floor=0.0,
-            partial=k is not None and k < self.layout.size,
-        )
+        return self._spectrum_of(self.eigenvalues(k), k, floor=0.0)
 
     def trace(self) -> Estimate:
         """Sum of the entries."""

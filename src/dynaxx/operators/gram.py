@@ -138,16 +138,7 @@ class Gram(Operator):
     def spectrum(self, k: int | None = None) -> Spectrum:
         """The non-zero spectrum, float64, with its rounding floor."""
         k = self._require_k(k)
-        values = self._values[: self.rank_bound][:k].cpu().clone()
-        return Spectrum(
-            values,
-            dimension=self.layout.size,
-            count=self.count,
-            exact=self.sampling is None,
-            floor=self.floor,
-            rank_bound=self.rank_bound,
-            partial=k is not None and k < self.rank_bound,
-        )
+        return self._spectrum_of(self._values[: self.rank_bound][:k].clone(), k, floor=self.floor)
 
     def trace(self) -> Estimate:
         """tr K."""

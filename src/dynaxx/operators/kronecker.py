@@ -125,15 +125,7 @@ class EigenKronecker(_OnMatrices):
 
     def spectrum(self, k: int | None = None) -> Spectrum:
         """All scales, or the top k."""
-        values = self.scales.flatten().sort(descending=True).values[: self._require_k(k)].cpu()
-        return Spectrum(
-            values,
-            dimension=self.layout.size,
-            count=self.count,
-            exact=self.sampling is None,
-            precision=self.dtype,
-            partial=k is not None and k < self.layout.size,
-        )
+        return self._spectrum_of(self.scales.flatten().sort(descending=True).values[: self._require_k(k)], k)
 
     def trace(self) -> Estimate:
         """Sum of the scales."""
