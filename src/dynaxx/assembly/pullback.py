@@ -73,6 +73,7 @@ class Pullback:
     def _batches(self) -> Iterator[_Linearised]:
         """Each batch linearised; a single batch is kept."""
         self.sweeper.require_unchanged()
+        self.sweeper.ready = None
         if self._kept is not None:
             yield self._kept
             return
@@ -90,10 +91,7 @@ class Pullback:
             yield item
 
     def count(self) -> tuple[int, int]:
-        """(N, K):
-
-        rehearses on the first batch, which also tells the cotangents per example, and checks the outputs of the rest.
-        """
+        """(N, K): rehearses on the first batch, which also tells K, and checks the outputs of the rest."""
         total = columns = 0
         with self.network.guarded():
             for batch in self.sweeper.data:
@@ -105,12 +103,8 @@ class Pullback:
                     with torch.no_grad():
                         self.network(batch)
                 total += batch.count
-        with self.network.guarded(twice=True):
-            item = next(iter(self._batches()))
-            try:
-                item.forward([torch.zeros_like(parameter) for parameter in self.parameters])
-            except NotImplementedError:
-                self._twice, self._kept = False, None
+        if self.sweeper.data.single:
+            self.sweeper.ready = tape
         self._examples = total
         return total, columns
 
@@ -121,8 +115,14 @@ class Pullback:
 
         Cost: a forward and a reverse pass with graph per batch (none while kept), and two reverse passes per column.
         """
-        if not self._twice:
-            return (self.from_rows(self._rows_one_by_one(vectors)) / self._examples).to(vectors.dtype)
+        if self._twice:
+            try:
+                return self._product(vectors)
+            except NotImplementedError:  # an operation without a second derivative
+                self._twice, self._kept = False, None
+        return (self.from_rows(self._rows_one_by_one(vectors)) / self._examples).to(vectors.dtype)
+
+    def _product(self, vectors: Tensor) -> Tensor:
         columns = self._columns(vectors)
         total = 0
         with self.network.guarded(twice=True):
@@ -135,13 +135,15 @@ class Pullback:
         return totals.T / total
 
     def to_rows(self, vectors: Tensor) -> Tensor:
-        """G^T V:
+        """G^T V, (M, k): inner products of per-example gradient rows with the columns, by example, then cotangent."""
+        if self._twice:
+            try:
+                return self._to_rows(vectors)
+            except NotImplementedError:
+                self._twice, self._kept = False, None
+        return self._rows_one_by_one(vectors)
 
-        inner products of every per-example gradient row with the columns, (M, k), rows ordered by example, then
-        cotangent.
-        """
-        if not self._twice:
-            return self._rows_one_by_one(vectors)
+    def _to_rows(self, vectors: Tensor) -> Tensor:
         columns = self._columns(vectors)
         pieces = []
         with self.network.guarded(twice=True):

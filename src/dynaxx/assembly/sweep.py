@@ -21,7 +21,7 @@ from dynaxx.model.tape import Arrangements, Layers, Tape
 from dynaxx.operators.base import Operator, Sampling
 
 COTANGENT_BYTES = 2**28  # pulled cotangents that exist at one time
-ERROR_DRAWS = 256  # example draws behind the standard error of a trace
+ERROR_DRAWS = 128  # example draws behind the standard error of a trace
 
 
 class Collector(Protocol):
@@ -53,6 +53,7 @@ class Sweeper:
         self.layers = Layers(network)
         self.arrangements: Arrangements | None = None
         self._versions = network.versions()
+        self.ready: Tape | None = None  # the tape of data that is one batch, made before it was needed: taken once
 
     def tapes(self) -> Iterator[tuple[Tape, Tensor]]:
         """(tape, global example indices) for each batch of one pass. The caller holds ``network.guarded()``."""
@@ -78,6 +79,9 @@ class Sweeper:
 
         The first one rehearses, and any other whose shapes leave open where its examples are.
         """
+        if self.ready is not None and self.ready.count == batch.count:
+            tape, self.ready = self.ready, None
+            return tape
         tape = Tape(self.network, self.layers, batch, {}, self.estimator.group)
         if batch.count == 1 or self.arrangements is None or not tape.fits(self.arrangements):
             learnt = rehearse(self.network, self.layers, batch, tape)

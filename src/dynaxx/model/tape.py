@@ -88,7 +88,13 @@ class Layers:
         def listen(name: str, layer: Layer) -> Any:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
                 x = args[0] if args else next(iter(kwargs.values()))
-                if isinstance(out, Tensor) and out.requires_grad:
+                if isinstance(out, Tensor) and not out.requires_grad:
+                    raise InputError(
+                        f"{name!r} ran without gradients though its parameters are selected, so its Fisher information "
+                        f"would silently be zero; leave it out with params=, or, if it is checkpointed, give "
+                        f"torch.utils.checkpoint use_reentrant=False"
+                    )
+                if isinstance(out, Tensor):
                     edge = get_gradient_edge(out)
                     calls.append(Call(name, counter[name], layer, x.detach(), x._version, edge, out.numel()))
                 counter[name] += 1
