@@ -81,20 +81,16 @@ class Layers:
                 self.layers[name], self.names[name] = layer, own
 
     @contextmanager
-    def listening(self, calls: list[Call]) -> Iterator[None]:
-        """Append each call of a known layer to ``calls`` while the context lasts."""
+    def listening(self, calls: list[Call], silent: set[str]) -> Iterator[None]:
+        """Append each call of a known layer to ``calls`` while the context lasts; ``silent`` gets layers that ran without gradients."""
         counter: Counter[str] = Counter()
 
         def listen(name: str, layer: Layer) -> Any:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
                 x = args[0] if args else next(iter(kwargs.values()))
                 if isinstance(out, Tensor) and not out.requires_grad:
-                    raise InputError(
-                        f"{name!r} ran without gradients though its parameters are selected, so its Fisher information "
-                        f"would silently be zero; leave it out with params=, or, if it is checkpointed, give "
-                        f"torch.utils.checkpoint use_reentrant=False"
-                    )
-                if isinstance(out, Tensor):
+                    silent.add(name)
+                elif isinstance(out, Tensor):
                     edge = get_gradient_edge(out)
                     calls.append(Call(name, counter[name], layer, x.detach(), x._version, edge, out.numel()))
                 counter[name] += 1
@@ -126,10 +122,18 @@ class Tape:
         self.network, self.layers, self.batch = network, layers, batch
         self.group = group or batch.count
         calls: list[Call] = []
-        with layers.listening(calls):
+        silent: set[str] = set()
+        with layers.listening(calls, silent):
             self.output: Output = network(batch)
         self.count = len(self.output.z)
         reached, edges = _graph(self.output.z, network.parameters)
+        for name in silent:
+            if not edges.keys() & set(layers.names[name].values()):
+                raise InputError(
+                    f"{name!r} ran without gradients though its parameters are selected, so its Fisher information would "
+                    f"silently be zero; leave it out with params=, or, if it is checkpointed, give "
+                    f"torch.utils.checkpoint use_reentrant=False"
+                )
         self.calls = [call for call in calls if call.edge.node in reached]
         self.reached = frozenset(edges)
         noted = Counter(name for call in self.calls for name in layers.names[call.name].values())
