@@ -36,10 +36,10 @@ def test_exactness(arguments, exact):
 
 
 def test_text():
-    assert repr(TRACE) == str(TRACE) == f"{TRACE}" == "3 ± 0.2 (10 samples)"
+    assert repr(TRACE) == str(TRACE) == f"{TRACE}" == "3 ± 0.2 (10 draws)"
     assert repr(Estimate(1 / 3)) == "0.333333"
     assert f"{TRACE:.2f}" == "3.00"
-    assert repr(Estimate(1.0, math.nan, 4)) == "1 ± nan (4 samples)"
+    assert repr(Estimate(1.0, math.nan, 4)) == "1 ± nan (4 draws)"
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])

@@ -19,7 +19,7 @@ class Estimate(float):
 
     >>> trace = Estimate(3.0, stderr=0.2, samples=10)
     >>> trace, trace / 2, trace.exact
-    (3 ± 0.2 (10 samples), 1.5, False)
+    (3 ± 0.2 (10 draws), 1.5, False)
     """
 
     __slots__ = ("exact", "samples", "stderr")
@@ -56,7 +56,7 @@ class Estimate(float):
     def __repr__(self) -> str:
         if self.exact:
             return f"{float(self):.6g}"
-        return f"{float(self):.6g} ± {self.stderr:.2g} ({self.samples} samples)"
+        return f"{float(self):.6g} ± {self.stderr:.2g} ({self.samples} {'draw' if self.samples == 1 else 'draws'})"
 
     __str__ = __repr__
 

@@ -50,7 +50,7 @@ def hutchinson(
     Source: Hutchinson, Commun. Stat. Simul. Comput. 18 (1989).
 
     >>> hutchinson(torch.diag(torch.arange(1., 101.)), samples=4)
-    5050 ± 0 (4 samples)
+    5050 ± 0 (4 draws)
     """
     p = dimension(op)
     require_count("samples", samples, 2, "one draw has no standard error")

@@ -82,7 +82,7 @@ class Layers:
 
     @contextmanager
     def listening(self, calls: list[Call], silent: set[str]) -> Iterator[None]:
-        """Append each call of a known layer to ``calls`` while the context lasts; ``silent`` gets layers that ran without gradients."""
+        """Append each call of a known layer to ``calls`` while it lasts, and to ``silent`` what ran without gradients."""
         counter: Counter[str] = Counter()
 
         def listen(name: str, layer: Layer) -> Any:
@@ -130,8 +130,8 @@ class Tape:
         for name in silent:
             if not edges.keys() & set(layers.names[name].values()):
                 raise InputError(
-                    f"{name!r} ran without gradients though its parameters are selected, so its Fisher information would "
-                    f"silently be zero; leave it out with params=, or, if it is checkpointed, give "
+                    f"{name!r} ran without gradients though its parameters are selected, so its Fisher information "
+                    f"would silently be zero; leave it out with params=, or, if it is checkpointed, give "
                     f"torch.utils.checkpoint use_reentrant=False"
                 )
         self.calls = [call for call in calls if call.edge.node in reached]

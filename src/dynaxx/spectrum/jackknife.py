@@ -31,7 +31,7 @@ def jackknife(spectra: Iterable[Any], functional: Callable[[Any], float], *, who
 
     >>> from dynaxx.spectrum import Spectrum
     >>> jackknife([Spectrum([3.0]), Spectrum([5.0])], Spectrum.trace)
-    4 ± 1 (2 samples)
+    4 ± 1 (2 draws)
     """
     values = [float(functional(spectrum)) for spectrum in spectra]
     if len(values) < 2:
