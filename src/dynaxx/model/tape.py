@@ -82,7 +82,7 @@ class Layers:
 
     @contextmanager
     def listening(self, calls: list[Call], silent: set[str]) -> Iterator[None]:
-        """Append each call of a known layer to ``calls`` while it lasts, and to ``silent`` what ran without gradients."""
+        """Append each call of a known layer to ``calls`` while it lasts, to ``silent`` what ran without gradients."""
         counter: Counter[str] = Counter()
 
         def listen(name: str, layer: Layer) -> Any:
