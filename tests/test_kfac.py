@@ -160,6 +160,21 @@ def test_factors_of_the_textbook(setting, sharing):
         assert oracles.distance(block, factors.dense()) < TOLERANCE, name
 
 
+def test_wide_parameters_without_structure_get_their_diagonal():
+    """Past 1024 entries a dense block would be large; the table's exact diagonal stands in, beside the head's factors."""
+    model = double(nn.Embedding(150, 8), nn.Flatten(), nn.Linear(24, 3))
+    tokens = torch.randint(0, 150, (6, 3), generator=torch.Generator().manual_seed(0))
+    exact = dynaxx.fisher(model, tokens, form="diagonal").unravel(
+        dynaxx.fisher(model, tokens, form="diagonal").diagonal()
+    )
+    for form in ("kfac", "ekfac"):
+        operator = dynaxx.fisher(model, tokens, form=form)
+        assert operator.coverage()["0.weight"] == "diagonal"
+        assert operator.coverage()["2.weight"] == "kronecker"
+        found = operator.unravel(operator.diagonal())["0.weight"]
+        assert oracles.distance(found, exact["0.weight"]) < TOLERANCE
+
+
 def test_factors_of_a_perceptron():
     model, batch = load("mlp")
     for data in (batch, [tuple(part[:4] for part in batch), tuple(part[4:] for part in batch)]):

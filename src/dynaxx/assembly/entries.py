@@ -28,10 +28,8 @@ class DiagonalCollector:
 
     def __init__(self, layout: Layout, head: bool = False) -> None:
         self.layout, self.head = layout, head
-        dtype = torch.promote_types(layout.dtype, torch.float32)
-        self.sums = {
-            name: torch.zeros(shape, dtype=dtype, device=layout.device) for name, shape in layout.shapes.items()
-        }
+        self.dtype = torch.promote_types(layout.dtype, torch.float32)
+        self.sums: dict[str, Tensor] = {}
         self._seen: Tape | None = None
 
     def add(self, tape: Tape, keys: Tensor, cotangents: Tensor) -> None:
@@ -45,17 +43,27 @@ class DiagonalCollector:
             fresh, self._seen = tape is not self._seen, tape
             for name, squared in closed.items():
                 if fresh:
-                    self.sums[name] += squared
+                    self._add(name, squared)
             if head.tied:
                 for _, _, tokens, rest in tied_rest(pulled[head.weight]):
-                    self.sums[head.weight].index_add_(0, tokens, rest.to(self.sums[head.weight].dtype))
+                    self.sums[head.weight].index_add_(0, tokens, rest.to(self.dtype))
         for name, uses in pulled.items():
-            if name not in closed:
-                self.sums[name] += squares(uses, self.sums[name].numel())
+            if name in self.layout.shapes and name not in closed:
+                self._add(name, squares(uses, tape.network.parameters[name].numel()))
+
+    def _add(self, name: str, squared: Tensor) -> None:
+        if name in self.sums:
+            self.sums[name] += squared
+        else:
+            self.sums[name] = squared.to(self.dtype)
 
     def finish(self, count: int, sampling: Sampling | None) -> Operator:
         """diag(F)."""
-        return Diagonal(self.layout.ravel(self.sums) / count, self.layout, count, sampling)
+        shapes, device = self.layout.shapes, self.layout.device
+        unreached = {
+            n: torch.zeros(s, dtype=self.dtype, device=device) for n, s in shapes.items() if n not in self.sums
+        }
+        return Diagonal(self.layout.ravel(self.sums | unreached).div_(count), self.layout, count, sampling)
 
 
 class DenseCollector:

@@ -22,7 +22,8 @@ class LinearWeight(Rule):
     def squares(self, a: Tensor, g: Tensor) -> Tensor:
         if a.shape[1] == 1:
             # (g a^T)**2 = g**2 (a**2)^T: cotangents add up before the one product, whatever their number
-            return g.square().sum(0)[:, 0].T @ a[:, 0].square()
+            summed = g[0].square() if len(g) == 1 else g.square().sum(0)
+            return summed[:, 0].T @ a[:, 0].square()
         columns, count, _, outputs = g.shape
         total = g.new_zeros(outputs, a.shape[2])
         step = chunk(outputs * a.shape[2] * g.element_size())
