@@ -161,12 +161,11 @@ def test_factors_of_the_textbook(setting, sharing):
 
 
 def test_wide_parameters_without_structure_get_their_diagonal():
-    """Past 1024 entries a dense block would be large; the table's exact diagonal stands in, beside the head's factors."""
+    """Past 1024 entries a dense block would be large; the table's exact diagonal stands in for it."""
     model = double(nn.Embedding(150, 8), nn.Flatten(), nn.Linear(24, 3))
     tokens = torch.randint(0, 150, (6, 3), generator=torch.Generator().manual_seed(0))
-    exact = dynaxx.fisher(model, tokens, form="diagonal").unravel(
-        dynaxx.fisher(model, tokens, form="diagonal").diagonal()
-    )
+    diagonal = dynaxx.fisher(model, tokens, form="diagonal")
+    exact = diagonal.unravel(diagonal.diagonal())
     for form in ("kfac", "ekfac"):
         operator = dynaxx.fisher(model, tokens, form=form)
         assert operator.coverage()["0.weight"] == "diagonal"

@@ -15,7 +15,7 @@ from dynaxx.errors import InputError
 from dynaxx.estimators import Estimator
 from dynaxx.model.data import Batch, Data
 from dynaxx.model.network import Network
-from dynaxx.model.rehearsal import rehearse
+from dynaxx.model.rehearsal import rehearse, spread_out
 from dynaxx.model.rules.base import norms
 from dynaxx.model.tape import Arrangements, Layers, Tape
 from dynaxx.operators.base import Operator, Sampling
@@ -82,13 +82,10 @@ class Sweeper:
         if self.ready is not None and self.ready.count == batch.count:
             tape, self.ready = self.ready, None
             return tape
-        tape = Tape(self.network, self.layers, batch, {}, self.estimator.group)
+        tape = Tape(self.network, self.layers, batch, self.arrangements, self.estimator.group)
         if batch.count == 1 or self.arrangements is None or not tape.fits(self.arrangements):
-            learnt = rehearse(self.network, self.layers, batch, tape)
-            tape.arrange(learnt)
+            tape, learnt = spread_out(tape, rehearse(self.network, self.layers, batch, tape))
             self.arrangements = learnt if batch.count > 1 else self.arrangements
-        else:
-            tape.arrange(self.arrangements)
         return tape
 
     def keys(self, batch: Batch) -> Tensor:

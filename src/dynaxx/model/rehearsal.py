@@ -30,7 +30,7 @@ def rehearse(network: Network, layers: Layers, batch: Batch, full: Tape) -> Arra
     count = batch.count
     few = min(2, max(1, count - 1))
     part = batch.part(0, few)
-    first = Tape(network, layers, part)
+    first = Tape(network, layers, part, {call: a for call, a in full.arrangements.items() if a.spread})
     if not _close(full.output.z[:few], first.output.z):
         require_deterministic(network, part)
         raise InputError(
@@ -43,9 +43,34 @@ def rehearse(network: Network, layers: Layers, batch: Batch, full: Tape) -> Arra
     out: Arrangements = {}
     for whole, piece in zip(full.calls, first.calls, strict=True):
         arrangement = _arrangement(whole.x, piece.x, count, few, whole.layer.leading(whole.x))
+        once = len(whole.x) == 1 < count and whole.x.shape == piece.x.shape
+        if whole.spread or (arrangement is None and once and whole.layer.spreads):
+            arrangement = Arrangement(spread=True)
         if arrangement is not None:
             out[whole.name, whole.number] = arrangement
     return out
+
+
+def spread_out(tape: Tape, learnt: Arrangements) -> tuple[Tape, Arrangements]:
+    """Run again with the outputs of layers that are called once for all examples expanded, if the model's outputs stay
+    the same.
+
+    Returns:
+        the tape to use, arranged, and what holds for it; layers for which expanding did not work are left to the
+        generic path.
+    """
+    if all(call.spread or not learnt[key].spread for call in tape.calls if (key := (call.name, call.number)) in learnt):
+        tape.arrange(learnt)
+        return tape, learnt
+    try:
+        again = Tape(tape.network, tape.layers, tape.batch, learnt, tape.group)
+        if _close(again.output.z, tape.output.z):
+            return again, learnt
+    except RuntimeError:  # the axis of 1 was more than something to broadcast
+        pass
+    kept = {call: arrangement for call, arrangement in learnt.items() if not arrangement.spread}
+    tape.arrange(kept)
+    return tape, kept
 
 
 def require_deterministic(network: Network, batch: Batch) -> None:

@@ -41,19 +41,26 @@ class Call:
     version: int
     edge: GradientEdge
     size: int
+    spread: bool = False
     a: Any = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Where a layer's examples are:
+    """Where a layer's examples are.
 
-    along ``axis``, flattened together with positions on axis 0, or nowhere as there is only one.
+    Args:
+        axis: they run along this one.
+        flattened: they share axis 0 with positions, examples first.
+        alone: nowhere, as there is only one.
+        spread: the layer is called once for all of them, with a leading axis of 1 (position embeddings). Its output is
+            expanded to N there, which keeps the examples' cotangents apart and changes no value.
     """
 
     axis: int = 0
     flattened: bool = False
     alone: bool = False
+    spread: bool = False
 
     def examples_first(self, x: Tensor, count: int, skip: int = 0) -> Tensor:
         """Bring examples to axis ``skip`` (cotangents carry their own axis before)."""
@@ -81,19 +88,26 @@ class Layers:
                 self.layers[name], self.names[name] = layer, own
 
     @contextmanager
-    def listening(self, calls: list[Call], silent: set[str]) -> Iterator[None]:
+    def listening(
+        self, calls: list[Call], silent: set[str], spread: set[tuple[str, int]], count: int
+    ) -> Iterator[None]:
         """Append each call of a known layer to ``calls`` while it lasts, to ``silent`` what ran without gradients."""
         counter: Counter[str] = Counter()
 
         def listen(name: str, layer: Layer) -> Any:
-            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-                x = args[0] if args else next(iter(kwargs.values()))
-                if isinstance(out, Tensor) and not out.requires_grad:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+                number, counter[name] = counter[name], counter[name] + 1
+                if not isinstance(out, Tensor):
+                    return None
+                if not out.requires_grad:
                     silent.add(name)
-                elif isinstance(out, Tensor):
-                    edge = get_gradient_edge(out)
-                    calls.append(Call(name, counter[name], layer, x.detach(), x._version, edge, out.numel()))
-                counter[name] += 1
+                    return None
+                x = args[0] if args else next(iter(kwargs.values()))
+                noted, version, once = x.detach(), x._version, (name, number) in spread and len(out) == 1
+                if once:
+                    out, noted = (tensor.expand(count, *tensor.shape[1:]) for tensor in (out, noted))
+                calls.append(Call(name, number, layer, noted, version, get_gradient_edge(out), out.numel(), once))
+                return out if once else None
 
             # first in line: a hook of the user's may replace the output, and the cotangent wanted is the layer's own
             return layer.module.register_forward_hook(hook, with_kwargs=True, prepend=True)
@@ -123,7 +137,8 @@ class Tape:
         self.group = group or batch.count
         calls: list[Call] = []
         silent: set[str] = set()
-        with layers.listening(calls, silent):
+        spread = {call for call, arrangement in (arrangements or {}).items() if arrangement.spread}
+        with layers.listening(calls, silent, spread, batch.count):
             self.output: Output = network(batch)
         self.count = len(self.output.z)
         reached, edges = _graph(self.output.z, network.parameters)
@@ -232,6 +247,8 @@ class Tape:
 
 def _possible(call: Call, count: int) -> list[Arrangement | None]:
     """Arrangements that the shape of a call's input allows."""
+    if call.spread:
+        return [Arrangement(spread=True)]
     leading = call.layer.leading(call.x)
     found: list[Arrangement | None] = [Arrangement(i) for i in range(max(1, leading)) if call.x.shape[i] == count]
     if leading and len(call.x) % count == 0 and len(call.x) > count:

@@ -30,6 +30,7 @@ class Layer:
     """
 
     weight_axes: str | None = None  # "oi" or "io" where weight and bias are one linear map with Kronecker structure
+    spreads = False  # whether it may be called once for all examples, with a leading axis of 1 (position embeddings)
 
     def __init__(self, module: Any) -> None:
         self.module = module  # Any: each family knows its own attributes
@@ -138,6 +139,8 @@ class Convolution(Layer):
 
 class Embedding(Layer):
     """nn.Embedding on token indices (N, *positions)."""
+
+    spreads = True
 
     def make_rules(self) -> dict[str, Rule]:
         if self.module.max_norm is not None or self.module.scale_grad_by_freq:
