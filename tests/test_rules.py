@@ -162,7 +162,7 @@ class TestUses:
             each = base.gradients([uses[parameter]])
             G = torch.stack([piece.sum(1) for piece in each.split(size, 1)], 1)
             grouped = uses[parameter].grouped(size)
-            assert isinstance(grouped.rule, Grouped)
+            assert isinstance(grouped.rule, Grouped) != uses[parameter].rule.positional
             near(base.gradients([grouped]), G, torch.float64)
             near(base.squares([grouped], value.numel()), G.square().sum((0, 1)), torch.float64)
             near(base.norms([grouped], value.numel()), base.rows(G).square().sum(2), torch.float64)

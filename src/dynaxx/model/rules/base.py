@@ -23,6 +23,8 @@ class Rule:
     every override against what is derived here.
     """
 
+    positional = False  # inputs are (N, T, ...), so that the examples of a group can be further positions of one
+
     def gradients(self, a: Any, g: Tensor) -> Tensor:
         """Per-example gradients G = d<g, out>/dw, shape (K, N, *S)."""
         raise NotImplementedError
@@ -75,15 +77,19 @@ class Use:
         return Use(self.rule, None if self.a is None else self.a[start:stop], self.g[:, start:stop])
 
     def grouped(self, size: int) -> Use:
-        """The same use with groups of ``size`` examples in place of examples; a last group that is too small is
-        filled with zeros."""
+        """The same use with groups of ``size`` examples in place of examples.
+
+        A last group that is too small is filled with zeros.
+        """
         lacking = -self.g.shape[1] % size
-        g = torch.cat([self.g, self.g.new_zeros(len(self.g), lacking, *self.g.shape[2:])], 1) if lacking else self.g
-        a = self.a
-        if a is not None:
-            a = torch.cat([a, a[:1].expand(lacking, *a.shape[1:])]) if lacking else a
-            a = a.unflatten(0, (-1, size))
-        return Use(Grouped(self.rule), a, g.unflatten(1, (-1, size)))
+        a, g = self.a, self.g
+        if lacking:
+            g = torch.cat([g, g.new_zeros(len(g), lacking, *g.shape[2:])], 1)
+            a = None if a is None else torch.cat([a, a[:1].expand(lacking, *a.shape[1:])])
+        g, a = g.unflatten(1, (-1, size)), None if a is None else a.unflatten(0, (-1, size))
+        if self.rule.positional:
+            return Use(self.rule, None if a is None else a.flatten(1, 2), g.flatten(2, 3))
+        return Use(Grouped(self.rule), a, g)
 
 
 def rows(G: Tensor) -> Tensor:

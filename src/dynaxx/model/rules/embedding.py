@@ -16,6 +16,8 @@ class EmbeddingWeight(Rule):
     first, by giving each (example, token) pair one row.
     """
 
+    positional = True
+
     def __init__(self, shape: tuple[int, ...], padding: int | None) -> None:
         self.shape, self.padding = shape, padding
 

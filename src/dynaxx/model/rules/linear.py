@@ -14,6 +14,8 @@ class LinearWeight(Rule):
     (N, T, I) and g: (K, N, T, O); G = sum_t g_t a_t^T. Positions add up before anything is squared.
     """
 
+    positional = True
+
     def gradients(self, a: Tensor, g: Tensor) -> Tensor:
         if a.shape[1] == 1:
             return g.transpose(2, 3) * a[None]  # (K, N, O, 1) * (1, N, 1, I)
@@ -66,6 +68,8 @@ class TransposedLinearWeight(LinearWeight):
 
 class Shift(Rule):
     """A bias: G = sum_t g_t. ``a`` is not needed; g: (K, N, T, *S)."""
+
+    positional = True
 
     def gradients(self, a: object, g: Tensor) -> Tensor:
         return g.sum(2)

@@ -11,6 +11,8 @@ from dynaxx.model.rules.base import Rule
 class Scale(Rule):
     """``out = a * w + b`` with normalised a: (N, T, *S) and g: (K, N, T, *S); G = sum_t g_t * a_t."""
 
+    positional = True
+
     def gradients(self, a: Tensor, g: Tensor) -> Tensor:
         if a.shape[1] == 1:
             return g[:, :, 0] * a[:, 0]
