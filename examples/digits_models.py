@@ -1,8 +1,12 @@
-"""The demo's models and data as factories, for the command line or as a pattern for your own.
+"""
+Models and data as factories
+============================
 
-cd examples
-dynaxx compress digits_models:mlp --data digits_models:data --sparsity 0.8 --tolerance 0.01
-dynaxx inspect digits_models:cnn --data digits_models:data
+The demo's models and data as factories, for the command line or as a pattern for your own::
+
+    cd examples
+    dynaxx compress digits_models:mlp --data digits_models:data --sparsity 0.8 --tolerance 0.01
+    dynaxx inspect digits_models:cnn --data digits_models:data
 """
 
 from dynaxx.cli import digits

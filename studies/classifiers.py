@@ -118,9 +118,10 @@ def load(data: Path, task: str, split: str, count: int, length: int, seed: int) 
         else:
             rows = [(text, int(label)) for text, label in (line.rstrip("\n").rsplit("\t", 1) for line in lines)]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    folder = package_folder()  # says what is missing before anything is imported
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(package_folder(), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     coded = tokenizer(
         [rows[i][0] for i in order], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
     )
