@@ -79,6 +79,34 @@ def test_gap_bounds_the_error_in_frobenius_norm():
     assert tighter.gap < bracket.gap
 
 
+@pytest.mark.parametrize("name", ["mlp", "tied_language_model", "dict_batch", "residual_batch_norm"])
+def test_error_bounds_hold_and_are_those_of_the_jacobians(name):
+    """Against Jacobians by brute force; masked positions have none."""
+    import oracles
+
+    model, batch = load(name)
+    bracket = dynaxx.bracket(model, batch, form="dense")
+    found = bracket.error_bounds()
+    exact = bracket.estimate.matrix
+    assert float((exact - bracket.lower.matrix).norm()) <= found.lower
+    assert float((bracket.upper.matrix - exact).norm()) <= found.upper
+    rows = oracles.examples(model, batch, "categorical")
+    lower = upper = 0.0
+    for row in rows:
+        for z, jacobian in zip(row.outputs, row.jacobian, strict=True):
+            squares = z.softmax(-1).square().sort().values
+            lower += float(jacobian.square().sum() * squares[1:-1].sum().sqrt())
+            upper += float(jacobian.square().sum() * squares.sum())
+    assert found.lower == pytest.approx(lower / len(rows), rel=1e-9)
+    assert found.upper == pytest.approx(upper / len(rows), rel=1e-9)
+
+
+def test_error_bounds_are_for_classes():
+    model, batch = load("poisson")
+    with pytest.raises(dynaxx.InputError, match=r"Bracket\.gap holds"):
+        dynaxx.bracket(model, batch, likelihood=likelihood("poisson")).error_bounds()
+
+
 def test_two_classes_are_exact_with_one_column():
     """C = 2: the metric has rank one, so the lower bound is the metric."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)).double()
