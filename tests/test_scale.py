@@ -233,3 +233,43 @@ def test_hessian_of_a_plain_function(loss, partition):
     found = dynaxx.hessian(model, data, loss, form="implicit")
     v = torch.randn(len(wanted), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert oracles.distance(found @ v, wanted @ v) < 1e-10
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+
+
+@pytest.mark.parametrize("form", ["dense", "diagonal", "implicit", "gram"])
+@pytest.mark.parametrize("given", ["tuple", "dict"])
+def test_weights_of_examples_multiply_their_fisher(given, form):
+    model, (x, y) = load("mlp")
+    weights = torch.linspace(0, 2, len(x), dtype=torch.float64)
+    each = [dynaxx.fisher(model, x[n : n + 1], form="dense").to_dense() for n in range(len(x))]
+    wanted = sum(w * F for w, F in zip(weights, each, strict=True)) / len(x)
+    batch = (x, y, weights) if given == "tuple" else {"input": x, "labels": y, "sample_weight": weights}
+    found = dynaxx.fisher(model, batch, form=form)
+    assert oracles.distance(found.diagonal(), wanted.diagonal()) < 1e-10
+    parts = [(x[:2], y[:2], weights[:2]), (x[2:], y[2:], weights[2:])]
+    assert oracles.distance(dynaxx.fisher(model, parts, form=form).diagonal(), wanted.diagonal()) < 1e-10
+
+
+def test_weights_of_positions_are_weights_of_their_terms():
+    """A weight of 0 or 1 is a mask; the empirical score is scaled by the weight itself, not by its root."""
+    model, batch = load("tied_language_model")
+    tokens, labels = batch if isinstance(batch, tuple) else (batch["input_ids"], batch["labels"])
+    kept = (labels != -100).double()
+    filled = labels.clamp(min=0)
+    for estimator in ("exact", "empirical"):
+        masked = dynaxx.fisher(model, (tokens, labels), form="diagonal", estimator=estimator).diagonal()
+        weighted = dynaxx.fisher(model, (tokens, filled, kept), form="diagonal", estimator=estimator).diagonal()
+        double = dynaxx.fisher(model, (tokens, filled, 2 * kept), form="diagonal", estimator=estimator).diagonal()
+        assert oracles.distance(weighted, masked) < 1e-12
+        assert oracles.distance(double, (2 if estimator == "exact" else 4) * masked) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "weights", [torch.tensor([1.0, -1, 1, 1, 1, 1]), torch.full((6,), float("nan")), torch.ones(4), "ones"]
+)
+def test_weights_that_make_no_sense(weights):
+    with pytest.raises(dynaxx.InputError, match="weights"):
+        dynaxx.fisher(torch.nn.Linear(3, 2), (torch.ones(6, 3), torch.zeros(6, dtype=torch.long), weights))

@@ -66,9 +66,9 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps ``dynaxx.fisher`` the function:
+    """Keeps ``dynaxx.fisher`` the function.
 
-    importing the submodule of that name would otherwise put itself in its place.
+    Importing the submodule of that name would otherwise put itself in its place.
     """
 
     def __setattr__(self, name: str, value: object) -> None:

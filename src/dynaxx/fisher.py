@@ -61,7 +61,8 @@ def fisher(
     Args:
         model: any module in evaluation mode. It is left as it was found, also after an error.
         data: a batch (tensor, tuple (x, y), dict) or an iterable of batches, such as a DataLoader. Labels are needed by
-            estimator="empirical" alone; elsewhere -100 in them masks positions.
+            estimator="empirical" alone; elsewhere -100 in them masks positions. A batch (x, y, weights), or
+            "sample_weight" in a dict, weighs examples (N,) or positions (N, P); F stays the mean over N.
         likelihood: "categorical", "bernoulli", "gaussian", "poisson", or a Likelihood object such as
             ``Gaussian(variance=0.1)``.
         estimator: "exact"; "hutchinson" (random signs, one reverse pass per sample); "monte_carlo" (sampled labels);

@@ -1,6 +1,6 @@
-"""Names, shapes and offsets of the selected parameters:
+"""Names, shapes and offsets of the selected parameters.
 
-how a vector of length p and a dict of tensors are the same thing.
+How a vector of length p and a dict of tensors are the same thing.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ class Batch:
         args, kwargs: what the model is called with.
         targets: labels, or None.
         attention: attention mask (N, T), or None; positions with 0 are padding.
+        weights: weights of examples (N,) or positions (N, P), or None; a weight multiplies the log likelihood.
         raw: the batch as the user gave it, for ``predict(model, batch)``.
         index: number of the batch in its pass.
         start: examples before it in the pass.
@@ -34,6 +35,7 @@ class Batch:
     raw: Any
     index: int = 0
     start: int = 0
+    weights: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -47,7 +49,7 @@ class Batch:
         def cut(value: Any) -> Any:
             return value[start:stop] if isinstance(value, Tensor) and value.dim() and len(value) == count else value
 
-        fields = ("args", "kwargs", "targets", "attention", "raw")
+        fields = ("args", "kwargs", "targets", "attention", "raw", "weights")
         return replace(self, start=self.start + start, **{f: map_tensors(cut, getattr(self, f)) for f in fields})
 
     def fingerprint(self) -> tuple[Any, ...]:
@@ -82,7 +84,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def read_batch(batch: Any, device: torch.device, index: int = 0, start: int = 0) -> Batch:
-    """Read x, (x,), (x, y) or a dict in the HuggingFace style; move its tensors to ``device``.
+    """Read x, (x,), (x, y), (x, y, weights) or a dict in the HuggingFace style; move its tensors to ``device``.
 
     Raises:
         InputError: the batch holds no tensor, or its form is not one of these.
@@ -99,22 +101,34 @@ def read_batch(batch: Any, device: torch.device, index: int = 0, start: int = 0)
     if first.dim() == 0:
         raise InputError(f"batch {index} starts with a scalar tensor; its first axis must run over examples")
     if isinstance(raw, Mapping):
-        kwargs = {key: value for key, value in raw.items() if key not in ("labels", "label")}
+        kwargs = {key: value for key, value in raw.items() if key not in ("labels", "label", "sample_weight")}
         targets = raw.get("labels", raw.get("label"))
-        return Batch((), kwargs, targets, raw.get("attention_mask"), raw, index, start)
+        weights = _weights(raw.get("sample_weight"), index)
+        return Batch((), kwargs, targets, raw.get("attention_mask"), raw, index, start, weights)
     if isinstance(raw, Tensor):
         return Batch((raw,), {}, None, None, raw, index, start)
-    if len(raw) > 2:
+    if len(raw) > 3:
         raise InputError(
-            f"batch {index} is a {type(batch).__name__} of {len(raw)} items; expected x, (x, y) or a dict. "
+            f"batch {index} is a {type(batch).__name__} of {len(raw)} items; "
+            f"expected x, (x, y), (x, y, weights) or a dict. "
             f"For another form pass predict=lambda model, batch: ... and give (inputs, targets)"
         )
-    x, targets = (raw[0], raw[1] if len(raw) == 2 else None)
+    x, targets = (raw[0], raw[1] if len(raw) > 1 else None)
     args, kwargs = (
         ((), dict(x)) if isinstance(x, Mapping) else (tuple(x), {}) if isinstance(x, (tuple, list)) else ((x,), {})
     )
     attention = x.get("attention_mask") if isinstance(x, Mapping) else None
-    return Batch(args, kwargs, targets, attention, raw, index, start)
+    return Batch(
+        args, kwargs, targets, attention, raw, index, start, _weights(raw[2], index) if len(raw) == 3 else None
+    )
+
+
+def _weights(weights: Any, index: int) -> Tensor | None:
+    if weights is None:
+        return None
+    if not isinstance(weights, Tensor) or not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+        raise InputError(f"batch {index}: its weights must be a tensor of finite numbers that are not negative")
+    return weights
 
 
 class Data:

@@ -1,6 +1,6 @@
-"""The user's model is looked at, never changed:
+"""The user's model is looked at, never changed.
 
-what a call needs set differently is set inside a context and put back.
+What a call needs set differently is set inside a context and put back.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def twice_differentiable() -> Iterator[None]:
 
 
 class _SoundSecondDerivatives(TorchFunctionMode):
-    """Replaces torch._weight_norm by its definition:
+    """Replaces torch._weight_norm by its definition.
 
-    the fused form's second derivative is wrong (torch 2.13: a Hessian that is not symmetric).
+    The fused form's second derivative is wrong (torch 2.13: a Hessian that is not symmetric).
     """
 
     def __torch_function__(

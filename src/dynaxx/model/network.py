@@ -28,7 +28,7 @@ class Output:
     Args:
         z: (N, P, C) natural outputs at P positions (1 where there are none).
         targets: labels brought to z's positions, or None; ignored positions hold a valid filler.
-        mask: (N, P) 0/1 weights, or None where every position counts.
+        mask: (N, P) weights, 0 where a position does not count, or None where every position counts.
     """
 
     z: Tensor
@@ -131,7 +131,7 @@ class Network:
         if where is not None:
             overflow = "; float16 overflows beyond 65504: use bfloat16 or float32" if z.dtype == torch.float16 else ""
             raise InputError(
-                f"batch {batch.index}: the output at {where} is {float(z[where])}{overflow}. Nothing was computed"
+                f"batch {batch.index}: the output at {where} is {z[where].item()}{overflow}. Nothing was computed"
             )
         targets = batch.targets
         if z.dim() == 1:
@@ -159,6 +159,17 @@ class Network:
                 kept = (~ignored).to(z.dtype)
                 mask = kept if mask is None else mask * kept
                 targets = targets.masked_fill(ignored, 0)
+        if batch.weights is not None:
+            if batch.weights.shape not in (z.shape[:1], z.shape[:-1]):
+                raise InputError(
+                    f"batch {batch.index}: weights of shape {tuple(batch.weights.shape)} fit neither the {count} "
+                    f"examples nor "
+                    f"the positions {tuple(z.shape[:-1])}"
+                )
+            weights = batch.weights.to(z.dtype).reshape(
+                *batch.weights.shape, *[1] * (z.dim() - 1 - batch.weights.dim())
+            )
+            mask = weights.expand(z.shape[:-1]) if mask is None else mask * weights
         try:
             self.likelihood.check(z, targets)
         except InputError as error:

@@ -1,6 +1,6 @@
-"""Which parameters:
+"""Which parameters are looked at.
 
-None, names, a predicate or a list of tensors, answered with canonical names in the model's order.
+None, names, a predicate or a list of tensors are answered with canonical names in the model's order.
 """
 
 from __future__ import annotations

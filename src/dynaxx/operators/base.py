@@ -222,9 +222,9 @@ class Operator:
         return k
 
     def spectrum(self, k: int | None = None) -> Spectrum | SampledSpectrum:
-        """The spectrum:
+        """The spectrum, with error bars where it is sampled.
 
-        exact where structure or size allow, the top k if asked, else by stochastic Lanczos quadrature with error bars.
+        Exact where structure or size allow, the top k if asked, else by stochastic Lanczos quadrature.
         """
         if k is not None:
             return self._spectrum_of(self.eigenvalues(k), k)

@@ -89,7 +89,7 @@ class Gram(Operator):
 
     @property
     def floor(self) -> float:
-        """Below it eigenvalues are rounding:
+        """Below it eigenvalues are rounding.
 
         M eps^2 l_1 with the eps of the model's dtype (K squares G), at least float64's.
         """

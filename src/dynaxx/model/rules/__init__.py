@@ -1,4 +1,4 @@
-"""Layer rules:
+"""Layer rules, one file per layer family.
 
-from (input, pulled cotangent) to per-example gradients and what is cheaper than they are. One file per layer family.
+From (input, pulled cotangent) to per-example gradients, and to what is cheaper than they are.
 """

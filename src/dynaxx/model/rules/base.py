@@ -51,9 +51,9 @@ class Given(Rule):
 
 
 class Grouped(Rule):
-    """Consecutive examples taken as one:
+    """Consecutive examples taken as one, their gradients summed.
 
-    their gradients are summed. a: (groups, size, ...), g: (K, groups, size, ...).
+    a: (groups, size, ...), g: (K, groups, size, ...).
     """
 
     def __init__(self, rule: Rule) -> None:

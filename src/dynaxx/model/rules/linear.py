@@ -9,9 +9,9 @@ from dynaxx.model.rules.base import Rule, chunk
 
 
 class LinearWeight(Rule):
-    """Weight (O, I) with a:
+    """Weight (O, I) of a linear map.
 
-    (N, T, I) and g: (K, N, T, O); G = sum_t g_t a_t^T. Positions add up before anything is squared.
+    With a: (N, T, I) and g: (K, N, T, O) it is G = sum_t g_t a_t^T. Positions add up before anything is squared.
     """
 
     positional = True
