@@ -96,6 +96,41 @@ def test_kfac(example):
     assert len(curves(right)) == 3
 
 
+def test_inpca_of_training(example):
+    found = example("plot_inpca_of_training.py")
+    made, D, progress = found["made"], found["D"], found["progress"].reshape(2, 3, 9)
+    assert D.shape == (54, 54)
+    # the map keeps the distances about as well as its explained stress says
+    assert 0.9 < made.explained_stress(1) < made.explained_stress(3) <= 1
+    error = (made.squared_distances() - D).abs().max() / D.max()
+    assert float(error) < 0.1
+    # every run starts at ignorance and ends nearer to the truth, the larger network nearest
+    assert float(progress[:, :, 0].max()) < 0.01
+    assert float(progress[0, :, -1].max()) < 0.85 < float(progress[1, :, -1].min())
+    assert bool((progress[:, :, 1:] > progress[:, :, :-1] - 0.01).all())
+    ignorance, truth = found["placed"]
+    near = lambda point, index: float((made.coordinates[index] - point).norm(dim=-1).max())
+    starts, ends = [9 * run for run in range(6)], [9 * run + 8 for run in range(3, 6)]
+    assert near(ignorance, starts) < 0.5 < near(truth, starts)
+    assert near(truth, ends) < near(ignorance, ends)
+    # off the path by what the text says
+    off = found["off"].reshape(2, 3, 9)[:, :, -1]
+    assert 0.25 < float(off.min()) < float(off.max()) < 0.45
+    (axes,) = found["figure"].axes
+    assert len(curves(axes)) == 6
+
+
+def test_reduce_a_classifier(example):
+    found = example("plot_reduce_a_classifier.py")
+    begin, middle, end = (float(record.fisher.trace()) for record in found["track"])
+    assert end < begin < middle / 5
+    k = found["ks"][3]
+    for curve in found["curves"].values():
+        score = {(p.subspace, p.k): p.score for p in curve.points}
+        assert score["eigenvectors", k] > score["magnitude", k] + 0.03 > score["random", k] + 0.3
+    assert found["found"].k < 0.6 * 1482
+
+
 def test_the_commands_of_the_model_factories(example):
     """The factories are what the command line's import strings name; both models take the data they come with."""
     made = example("digits_models.py")

@@ -300,3 +300,63 @@ def test_sampled_density():
     grid, density = sampled.density()
     assert float(torch.trapezoid(density, grid)) == pytest.approx(1, abs=0.01)
     assert "probes" in repr(sampled)
+
+
+def test_slope_interval_covers_the_spacing_of_independent_gaps():
+    """Eigenvalues whose logarithms step down by independent exponential gaps: the mean gap is the true slope."""
+    rng, runs, hits, naive = np.random.default_rng(0), 600, 0, 0
+    for _ in range(runs):
+        logs = -np.cumsum(rng.exponential(0.05, size=200))
+        fit = Spectrum(10.0**logs, floor=0.0).slope()
+        low, high = fit.interval
+        hits += low <= 0.05 <= high
+        y = logs[9:180]  # and the interval of the textbook regression, which takes residuals for independent
+        x = np.arange(len(y)) - (len(y) - 1) / 2
+        left = y - y.mean() + float(fit.slope) * x
+        error = math.sqrt((left @ left) / (len(y) - 2) / (x @ x))
+        naive += abs(float(fit.slope) - 0.05) < 1.96 * error
+    assert abs(hits / runs - 0.95) < 4 * math.sqrt(0.95 * 0.05 / runs) + 0.01
+    assert naive / runs < 0.5
+
+
+def test_slope_interval_of_a_straight_line_is_a_point():
+    low, high = Spectrum(10.0 ** torch.linspace(0, -6, 101, dtype=torch.float64)).slope().interval
+    assert (low, high) == (pytest.approx(0.06), pytest.approx(0.06))
+    assert all(map(math.isnan, Spectrum([2.0, 1.0]).slope().interval))
+
+
+def test_sloppiness_is_the_verbs_side_by_side():
+    s = Spectrum(np.random.default_rng(1).lognormal(sigma=4, size=60), dimension=100)
+    found = s.sloppiness(thresholds=(0.1, 1e-4), fractions=(0.3,))
+    assert found.stiff == {0.1: s.stiff_fraction(0.1), 1e-4: s.stiff_fraction(1e-4)}
+    assert found.decades == {0.3: s.decades(0.3)}
+    assert (found.slope, found.uniformity, found.gap) == (s.slope(), s.uniformity(), s.gap())
+    assert (found.rank, found.floor, found.dimension) == (s.rank, s.floor, 100)
+    assert found.effective_rank == s.effective_rank()
+    assert found.participation_ratio == s.participation_ratio()
+    assert json.loads(json.dumps(found.as_dict()))["stiff"]["0.0001"] == pytest.approx(float(s.stiff_fraction(1e-4)))
+    rows = {(name, against): value for name, value, against in found.rows()}
+    assert rows["stiff fraction", "share of the rank with l >= 0.1 l_1"] == s.stiff_fraction(0.1)
+    assert any(f"{s.floor:.2g}" in against for _, against in rows)
+    assert Spectrum([0.0, 0.0]).sloppiness().rank == 0
+    with pytest.raises(InputError, match="threshold=0"):
+        s.sloppiness(thresholds=(0,))
+    with pytest.raises(InputError, match="needs the whole spectrum"):
+        Spectrum([1.0], dimension=9, partial=True).sloppiness()
+
+
+def test_what_is_rounding_changes_no_metric():
+    clean = Spectrum([4.0, 2.0, 1.0, 0.5, 0.1])
+    noisy = Spectrum([4.0, 2.0, 1.0, 0.5, 0.1, 1e-18, 3e-19, -1e-19], floor=clean.floor)
+    assert clean.sloppiness().as_dict() == noisy.sloppiness().as_dict() | {"dimension": 5}
+
+
+def test_shapes_lie_over_each_other():
+    from dynaxx.spectrum.figure import draw_shapes
+
+    axes = draw_shapes({"a": Spectrum([8.0, 4.0, 1e-30])}, references={"data": Spectrum([3.0, 1.5, 0.3])})
+    model, data = axes.get_lines()
+    assert model.get_xdata().tolist() == [0.5, 1.0]
+    assert model.get_ydata().tolist() == [1.0, 0.5]
+    assert data.get_ydata().tolist() == pytest.approx([1.0, 0.5, 0.1])
+    mpl.pyplot.close("all")

@@ -27,6 +27,13 @@ _PUBLIC = {
     "prune": "dynaxx.compress.prune:prune",
     "PruningResult": "dynaxx.compress.result:PruningResult",
     "compress": "dynaxx.compress.workflow:compress",
+    "reduce": "dynaxx.reduction.reduce:reduce",
+    "Reduction": "dynaxx.reduction:Reduction",
+    "eigenspace": "dynaxx.eigenspace:eigenspace",
+    "track_spectrum": "dynaxx.evolution:track_spectrum",
+    "fisher_spectrum": "dynaxx.spectra:fisher_spectrum",
+    "ntk_spectrum": "dynaxx.spectra:ntk_spectrum",
+    "data_spectrum": "dynaxx.spectra:data_spectrum",
     "likelihoods": "dynaxx.likelihoods",
 }
 
@@ -38,14 +45,21 @@ if TYPE_CHECKING:
     from dynaxx.compress.result import PruningResult as PruningResult
     from dynaxx.compress.workflow import compress as compress
     from dynaxx.deflation import deflated as deflated
+    from dynaxx.eigenspace import eigenspace as eigenspace
     from dynaxx.errors import InputError as InputError
     from dynaxx.errors import SizeError as SizeError
     from dynaxx.estimate import Estimate as Estimate
+    from dynaxx.evolution import track_spectrum as track_spectrum
     from dynaxx.fisher import fisher as fisher
     from dynaxx.hessian import hessian as hessian
     from dynaxx.operators.storage import load as load
     from dynaxx.penalty import fisher_trace_penalty as fisher_trace_penalty
     from dynaxx.prediction import predicted_error as predicted_error
+    from dynaxx.reduction import Reduction as Reduction
+    from dynaxx.reduction.reduce import reduce as reduce
+    from dynaxx.spectra import data_spectrum as data_spectrum
+    from dynaxx.spectra import fisher_spectrum as fisher_spectrum
+    from dynaxx.spectra import ntk_spectrum as ntk_spectrum
     from dynaxx.spectrum import Spectrum as Spectrum
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -13,8 +13,9 @@ A Fisher matrix is singular for every network of interest, so ln det F is not am
 the top only, says so.
 """
 
-from dynaxx.spectrum.eigenvalues import Gap, Slope, Spectrum
+from dynaxx.spectrum.eigenvalues import Spectrum
 from dynaxx.spectrum.jackknife import jackknife
 from dynaxx.spectrum.sampled import SampledSpectrum
+from dynaxx.spectrum.sloppiness import Gap, Slope, Sloppiness
 
-__all__ = ["Gap", "SampledSpectrum", "Slope", "Spectrum", "jackknife"]
+__all__ = ["Gap", "SampledSpectrum", "Slope", "Sloppiness", "Spectrum", "jackknife"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,23 +13,7 @@ from torch import Tensor
 from dynaxx.errors import InputError
 from dynaxx.estimate import Estimate
 from dynaxx.spectrum.measure import Functional, Measure, require_definite, rounding
-
-
-class Slope(NamedTuple):
-    """Decades lost per eigenvalue (least squares, >= 0 for a descending spectrum), the fit's R^2, and the points it
-    went through.
-    """
-
-    slope: Estimate
-    r_squared: Estimate
-    points: int
-
-
-class Gap(NamedTuple):
-    """The widest gap between neighbours, in decades, and how many eigenvalues stand above it."""
-
-    decades: Estimate
-    above: int
+from dynaxx.spectrum.sloppiness import Gap, Slope, Sloppiness, measure, spacing_error
 
 
 class Spectrum(Measure):
@@ -115,7 +99,7 @@ class Spectrum(Measure):
         """Fit log10 l_i ~ a - slope * i over the middle of the spectrum, i in [0.05 rank, 0.9 rank].
 
         A sloppy model's eigenvalues are spread evenly over decades: R^2 near 1 with many decades. Fewer than two points
-        give slope 0 and R^2 0; a flat spectrum slope 0 and R^2 1.
+        give slope 0 and R^2 0; a flat spectrum slope 0 and R^2 1. ``.interval`` is a 95 % interval of the slope.
         """
         logs = self._positive("slope").log10()
         r = len(logs)
@@ -126,7 +110,8 @@ class Spectrum(Measure):
         x, y = x - x.mean(), y - y.mean()
         slope, total = float(-(x @ y) / (x @ x)), float(y @ y)
         left = float((y + slope * x).square().sum())
-        return Slope(self._estimate(slope), self._estimate(1 - left / total if total > 0 else 1.0), len(y))
+        stderr = spacing_error(x, y[:-1] - y[1:], slope)
+        return Slope(self._estimate(slope), self._estimate(1 - left / total if total > 0 else 1.0), len(y), stderr)
 
     def uniformity(self) -> Estimate:
         """Kolmogorov-Smirnov distance of ln l from uniform on its own range: 0 is evenly sloppy, 1 (also for fewer than
@@ -149,6 +134,22 @@ class Spectrum(Measure):
             return Gap(self._estimate(0.0), 0)
         widest = (logs[:-1] - logs[1:]).max(0)
         return Gap(self._estimate(float(widest.values)), int(widest.indices) + 1)
+
+    def sloppiness(
+        self, thresholds: tuple[float, ...] = (1e-1, 1e-2, 1e-3), fractions: tuple[float, ...] = (0.5, 0.9)
+    ) -> Sloppiness:
+        """Every sloppiness metric at once, each beside what it is measured against.
+
+        Args:
+            thresholds: of ``stiff_fraction``.
+            fractions: of ``decades``.
+
+        Raises:
+            InputError: the spectrum holds the top only or is indefinite, or a threshold is not in (0, 1].
+
+        Source: Transtrum et al. 2015 (sloppy models have eigenvalues spread evenly over many decades).
+        """
+        return measure(self, thresholds, fractions)
 
     def plot(self, ax: Any = None, *, reference: Spectrum | None = None, label: str | None = None, **style: Any) -> Any:
         """Draw the sorted eigenvalues on a log scale, with the rounding floor.

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import dynaxx
-from dynaxx.compress.calibrate import calibrate
+from dynaxx.model.calibrate import calibrate
 
 
 def test_statistics_are_those_of_the_data():
