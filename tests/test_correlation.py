@@ -37,12 +37,32 @@ def test_moments_are_those_of_the_patches(setting, mode):
     assert number == len(rows)
 
 
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 1), (1, 2)])
+@pytest.mark.parametrize("chunk", [2**27, 1])
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_moments_at_any_stride(setting, stride, chunk, monkeypatch):
+    monkeypatch.setattr(correlation, "CHUNK_BYTES", chunk)
+    kernel, padding, dilation, height, width = setting
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 3, kernel, stride, padding, dilation).double()
+    a = padded(layer, torch.randn(4, 2, height, width, dtype=torch.float64))
+    rows = patches(layer, a).flatten(0, 1)
+    second, first, number = correlation.strided_moments(a, kernel, dilation, stride)
+    torch.testing.assert_close(second, rows.T @ rows, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(first, rows.sum(0), rtol=1e-12, atol=1e-12)
+    assert number == len(rows)
+
+
 @pytest.mark.parametrize("width", [3, 40, 41, 64, 100])
 def test_symmetric_product(width, monkeypatch):
     monkeypatch.setattr(correlation, "BLOCK", 16)
-    rows = torch.randn(7, width, dtype=torch.float64, generator=torch.Generator().manual_seed(width))
-    found = correlation.second_moment(rows)
-    torch.testing.assert_close(found, rows.T @ rows, rtol=1e-13, atol=1e-13)
+    rows, more, other = torch.randn(3, 7, width, dtype=torch.float64, generator=torch.Generator().manual_seed(width))
+    moment = correlation.SecondMoment()
+    moment.add(rows)
+    moment.add_sum(other.T @ other)
+    moment.add(more)
+    found = moment.total()
+    torch.testing.assert_close(found, sum(r.T @ r for r in (rows, more, other)), rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(found, found.T, rtol=1e-14, atol=1e-14)
 
 

@@ -117,7 +117,6 @@ def contract(left, right, dtype):
 def chunks(request, monkeypatch):
     if request.param == "many chunks":
         monkeypatch.setattr(base, "CHUNK_BYTES", 400)
-        monkeypatch.setattr(convolution, "CHUNK_BYTES", 400)
         monkeypatch.setattr(convolution, "GROUPED_EXAMPLES", 2)
         assert base.chunk(150) == 2
 
@@ -250,6 +249,16 @@ def test_patches_meet_the_kernel(name):
     out = rows @ module.weight.flatten(1).T + (0 if module.bias is None else module.bias)
     near(out.detach(), module(x).flatten(2).transpose(1, 2).detach(), torch.float64)
     assert rows.shape[2] == layer.width(layer.input(x))
+
+
+@pytest.mark.parametrize("ghost", [0, torch.inf], ids=["by inner products", "by gradients"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_norms_of_convolutions_both_ways(name, ghost, monkeypatch):
+    """The sum of squares of the gradients, whichever way the cost model would take."""
+    monkeypatch.setattr(convolution, "GHOST", ghost)
+    *_, uses = uses_of(*CONVOLUTIONS[name])
+    rule, a, g = uses["weight"].rule, uses["weight"].a, uses["weight"].g
+    near(rule.norms(a, g), Rule.norms(rule, a, g), torch.float64)
 
 
 class _Doubled(nn.Linear):

@@ -10,6 +10,7 @@ from architectures import load
 from dynaxx import likelihoods
 from dynaxx.assembly.sweep import Sweeper
 from dynaxx.estimators import resolve
+from dynaxx.model import graph
 from dynaxx.model import tape as tapes
 from dynaxx.model.data import Data
 from dynaxx.model.network import Network
@@ -61,9 +62,15 @@ WAYS = {
     "used_outside_its_module": {"encode.weight"},
     "used_only_by_function": {"store.weight", "store.bias"},
     "tied_language_model": set(),
-    "bare_parameters": {"scale", "shift", "temperature"},
+    "bare_parameters": set(),
+    "bare_positions": set(),
+    "class_token": set(),
+    "class_token_repeated": {"repeated"},
+    "bare_scales": {"left", "right"},
+    "bare_views": {"viewed", "matrix", "encode.bias"},
+    "bare_time_first": set(),
     "weight_norm": {"0.bias", "0.parametrizations.weight.original0", "0.parametrizations.weight.original1"},
-    "bilinear": {"mix.weight", "mix.bias"},
+    "bilinear": {"mix.weight"},  # its bias is added to what examples hold
     "prelu": {"1.weight", "3.weight"},
     "time_first": set(),
     "time_first_square": set(),
@@ -80,6 +87,23 @@ def test_what_goes_the_generic_way(name):
     tape, cotangents = first_tape(*load(name))
     assert tape.generic == WAYS[name]
     assert set(tape.pulled(cotangents)) == set(tape.network.parameters)
+
+
+def test_bare_parameters_are_held_against_a_run_of_the_first_examples():
+    """The shapes say that examples run along axis 0, and the sum is right; the order is not."""
+    tape, cotangents = first_tape(*load("bare_reversed"))
+    assert tape.generic == set()
+    tape.pulled(cotangents)
+    assert tape.generic == {"shift"}
+
+
+def test_bare_parameters_must_add_up(monkeypatch):
+    factors = {**graph.FACTORS, "AddBackward0": lambda node, place: 2}
+    monkeypatch.setattr(graph, "FACTORS", factors)
+    tape, cotangents = first_tape(*load("bare_parameters"))
+    tape.pulled(cotangents)
+    assert tape.generic == {"shift"}
+    diagonal_is_right(*load("bare_parameters"))
 
 
 def test_uses_are_counted():

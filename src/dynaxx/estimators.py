@@ -219,7 +219,7 @@ class Hutchinson(Estimator):
     def _rademacher(self, z: Tensor, keys: Tensor, sample: int, first: int, positions: int) -> Tensor:
         # one stream per sample, so that more samples extend fewer
         size = self.matrix.size(z)
-        return counter.signs(self.seed, keys, (z.shape[1], size), SIGNS + 2 * sample, z.dtype, skip=first * size)
+        return _signs(self.seed, keys, (z.shape[1], size), SIGNS + 2 * sample, z.dtype, first * size)
 
     def _hadamard(self, z: Tensor, keys: Tensor, sample: int, first: int, positions: int) -> Tensor:
         size = self.matrix.size(z)
@@ -228,13 +228,27 @@ class Hutchinson(Estimator):
             raise InputError(
                 f"samples={self.samples} orthogonal probes do not exist among {rows} signs; ask for at most {rows}"
             )
-        flips = counter.signs(self.seed, keys, (z.shape[1], size), SIGNS, z.dtype, skip=first * size)
+        flips = _signs(self.seed, keys, (z.shape[1], size), SIGNS, z.dtype, first * size)
         order = counter.bits(self.seed, torch.zeros(1, dtype=torch.int64), (rows,), stream=SIGNS + 2)[0].argsort()
         # entry j of row i is (-1)^(number of ones that i and j share); j runs over positions and columns together
         shared = torch.arange(first * size, (first + z.shape[1]) * size) & order[sample]
         for shift in (32, 16, 8, 4, 2, 1):
             shared = shared ^ (shared >> shift)
         return flips * (1 - 2 * (shared & 1)).view(z.shape[1], size).to(z)
+
+
+def _signs(seed: int, keys: Tensor, shape: tuple[int, int], stream: int, dtype: torch.dtype, skip: int) -> Tensor:
+    """Rademacher signs (N, *shape), 64 from each hashed word: over a vocabulary, hashing would cost half a gradient.
+
+    Args:
+        skip: signs of each example that were taken before.
+    """
+    first, stop = skip // 64, -(-(skip + math.prod(shape)) // 64)
+    words = counter.bits(seed, keys, (stop - first,), stream, skip=first)
+    places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=words.device)
+    bits = (words.view(torch.uint8)[:, :, None] & places).flatten(1).ne(0)
+    start = skip - 64 * first
+    return bits[:, start : start + math.prod(shape)].to(dtype).mul_(2).sub_(1).view(len(keys), *shape)
 
 
 def _hadamard_rows(size: int) -> int:

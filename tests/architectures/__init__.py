@@ -4,9 +4,9 @@
 mistaken for the batch axis it has, on purpose, the same length as the batch.
 """
 
-from architectures import convolutions, dense, likelihoods, reuse, sequences
+from architectures import bare, convolutions, dense, likelihoods, reuse, sequences
 from architectures.case import CASES, Case, N, load
 
 NAMES = tuple(CASES)
 
-__all__ = ["CASES", "NAMES", "Case", "N", "convolutions", "dense", "likelihoods", "load", "reuse", "sequences"]
+__all__ = ["CASES", "NAMES", "Case", "N", "bare", "convolutions", "dense", "likelihoods", "load", "reuse", "sequences"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,19 +22,29 @@ from dynaxx.operators.diagonal import Diagonal
 class DiagonalCollector:
     """Sums of squared per-example gradients. Memory p numbers; half precision accumulates in float32.
 
+    Where a layer's share depends on the sum of squared cotangents alone, they add up over a batch's chunks first, so
+    that there is one product however many columns the estimator has.
+
     Args:
         head: take the diagonal of the layer that makes the logits in closed form, whatever the estimator draws. Right
             for estimators of the metric itself; not for bounds and the empirical Fisher.
     """
+
+    streams = True
 
     def __init__(self, layout: Layout, head: bool = False) -> None:
         self.layout, self.head = layout, head
         self.dtype = torch.promote_types(layout.dtype, torch.float32)
         self.sums: dict[str, Tensor] = {}
         self._seen: Tape | None = None
+        self._tape: Tape | None = None
+        self._held: dict[tuple[str, ...], tuple[list[Use], Tensor | None]] = {}  # uses of one g; sum of its squares
 
     def add(self, tape: Tape, keys: Tensor, cotangents: Tensor) -> None:
         """Square and sum."""
+        if tape is not self._tape:
+            self._release()
+            self._tape = tape
         pulled = tape.pulled(cotangents)
         head = find_head(tape, pulled) if self.head else None
         metric = metric_diagonal(tape) if head is not None else None
@@ -47,9 +58,34 @@ class DiagonalCollector:
             if head.tied:
                 for _, _, tokens, rest in tied_rest(pulled[head.weight]):
                     self.sums[head.weight].index_add_(0, tokens, rest.to(self.dtype))
+        collapsing: dict[int, dict[str, Use]] = {}
         for name, uses in pulled.items():
-            if name in self.layout.shapes and name not in closed:
+            if name not in self.layout.shapes or name in closed:
+                continue
+            if len(uses) == 1 and uses[0].rule.collapses(uses[0].g):
+                collapsing.setdefault(id(uses[0].g), {})[name] = uses[0]
+            else:
                 self._add(name, squares(uses, tape.network.parameters[name].numel()))
+        for shared in collapsing.values():
+            self._hold(shared)
+
+    def _hold(self, shared: dict[str, Use]) -> None:
+        """Keep the sum of squared cotangents; the first chunk as it is, for it may be the only one."""
+        names, uses = tuple(shared), list(shared.values())
+        g = uses[0].g
+        if names not in self._held:
+            self._held[names] = (uses, None if len(g) == 1 else _add_squares(None, g))
+            return
+        held, total = self._held[names]
+        total = _add_squares(None, held[0].g) if total is None else total
+        self._held[names] = (held, _add_squares(total, g))
+
+    def _release(self) -> None:
+        for names, (uses, total) in self._held.items():
+            root = None if total is None else total.sqrt_()[None]
+            for name, use in zip(names, uses, strict=True):
+                self._add(name, squares([use if root is None else replace(use, g=root)], self.layout.part([name]).size))
+        self._held.clear()
 
     def _add(self, name: str, squared: Tensor) -> None:
         if name in self.sums:
@@ -59,11 +95,21 @@ class DiagonalCollector:
 
     def finish(self, count: int, sampling: Sampling | None) -> Operator:
         """diag(F)."""
+        self._release()
+        self._tape = None
         shapes, device = self.layout.shapes, self.layout.device
         unreached = {
             n: torch.zeros(s, dtype=self.dtype, device=device) for n, s in shapes.items() if n not in self.sums
         }
         return Diagonal(self.layout.ravel(self.sums | unreached).div_(count), self.layout, count, sampling)
+
+
+def _add_squares(total: Tensor | None, g: Tensor) -> Tensor:
+    """Sum over cotangents of g**2, column by column: nothing of the size of g is made."""
+    for column in g.to(torch.promote_types(g.dtype, torch.float32)):
+        total = column.square() if total is None else total.addcmul_(column, column)
+    assert total is not None
+    return total
 
 
 class DenseCollector:

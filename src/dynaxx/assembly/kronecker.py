@@ -22,7 +22,7 @@ from dynaxx.assembly.entries import DenseCollector, DiagonalCollector
 from dynaxx.errors import choose
 from dynaxx.layout import Layout
 from dynaxx.model.rules.base import chunk
-from dynaxx.model.rules.correlation import second_moment
+from dynaxx.model.rules.correlation import SecondMoment
 from dynaxx.model.rules.layers import Layer
 from dynaxx.model.tape import Tape
 from dynaxx.operators.base import Operator, Sampling
@@ -39,8 +39,8 @@ class _Factors:
         self.layer, self.sharing = layer, sharing
         self.weight, self.bias = "weight" in own, "bias" in own
         self.layout = layout.part([own[name] for name in ("weight", "bias") if name in own])
-        self.left: Tensor | None = None
-        self.right: Tensor | None = None
+        self.left, self.right = SecondMoment(), SecondMoment()
+        self.first: Tensor | None = None  # sum of the input rows: the border that the bias adds
         self.positions = 0
 
     def inputs(self, a: Tensor) -> Tensor:
@@ -52,26 +52,35 @@ class _Factors:
         moments = calls.moments() if self.sharing == "expand" and self.weight else None
         if moments is not None:
             second, first, number = moments
-            if self.bias:
-                border = torch.cat([first, first.new_tensor([number])])
-                second = torch.cat([torch.cat([second, first[:, None]], 1), border[None]])
             self.positions += number
-            self.right = _add(self.right, second)
+            self.right.add_sum(second)
+            self._add_first(first)
             return
         for a in calls.rows():
-            a = self.inputs(a)
             rows = a.mean(1) if self.sharing == "reduce" else a.flatten(0, 1)
             self.positions += len(rows)
-            self.right = _add(self.right, second_moment(rows))
+            if self.weight:
+                self.right.add(rows)
+                self._add_first(rows.sum(0))
+
+    def _add_first(self, first: Tensor) -> None:
+        first = first.to(torch.promote_types(first.dtype, torch.float32))
+        self.first = first if self.first is None else self.first + first
 
     def add_cotangents(self, g: Tensor) -> None:
         rows = g.sum(2).flatten(0, 1) if self.sharing == "reduce" else g.flatten(0, 2)
-        self.left = _add(self.left, second_moment(rows))
+        self.left.add(rows)
 
     def finish(self, count: int, sampling: Sampling | None) -> Kronecker:
-        assert self.left is not None
-        assert self.right is not None
-        left, right = self.left / self.positions, self.right / count
+        left, number = self.left.total() / self.positions, float(self.positions)
+        if self.first is None:
+            right = left.new_full((1, 1), number)
+        else:
+            right = self.right.total()
+            if self.bias:
+                border = torch.cat([self.first, self.first.new_tensor([number])])
+                right = torch.cat([torch.cat([right, self.first[:, None]], 1), border[None]])
+        right /= count
         return Kronecker(left, right, self.layer.weight_axes or "oi", self.bias, self.layout, count, sampling)
 
 
@@ -79,6 +88,7 @@ class KroneckerCollector:
     """Factors for linear maps, exact blocks or diagonals for the rest."""
 
     head = False
+    streams = True
 
     def __init__(self, layout: Layout, sharing: str = "expand") -> None:
         self.layout = layout
@@ -132,6 +142,7 @@ class EigenvalueCollector:
     """
 
     head = False
+    streams = True
 
     def __init__(self, kfac: BlockDiagonal, modules: dict[str, _Factors]) -> None:
         self.kfac, self.modules = kfac, modules
@@ -214,8 +225,3 @@ def in_order(blocks: list[Operator], layout: Layout) -> list[Operator]:
     """Blocks in the order of their first parameter."""
     place = {name: number for number, name in enumerate(layout.names)}
     return sorted(blocks, key=lambda block: place[block.names[0]])
-
-
-def _add(total: Tensor | None, term: Tensor) -> Tensor:
-    term = term.to(torch.promote_types(term.dtype, torch.float32))
-    return term if total is None else total.add_(term)

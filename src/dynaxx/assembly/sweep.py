@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -21,13 +21,16 @@ from dynaxx.model.tape import Arrangements, Layers, Tape
 from dynaxx.operators.base import Operator, Sampling
 
 COTANGENT_BYTES = 2**28  # pulled cotangents that exist at one time
-ERROR_DRAWS = 128  # example draws behind the standard error of a trace
+STREAM_BYTES = 2**22  # the same for forms that gain nothing from many at once: memory that was just used is fast
+ERROR_DRAWS = (16, 128)  # example draws behind the standard error of a trace, at least and at most
+ERROR_ENTRIES = 2**22  # pulled entries that are cheap whatever the sweep itself costs
 
 
 class Collector(Protocol):
     """What a form gathers while the sweep goes by.
 
-    ``head``: whether it takes the head's share in closed form, so that nothing of it is sampled.
+    ``head``: whether it takes the head's share in closed form, so that nothing of it is sampled. It may say
+    ``streams = True``: that it takes cotangents one after another as cheaply as together.
     """
 
     head: bool
@@ -53,6 +56,7 @@ class Sweeper:
         self.layers = Layers(network)
         self.arrangements: Arrangements | None = None
         self._versions = network.versions()
+        self._entries = 0  # of the first tape
         self.ready: Tape | None = None  # the tape of data that is one batch, made before it was needed: taken once
 
     def tapes(self) -> Iterator[tuple[Tape, Tensor]]:
@@ -86,28 +90,37 @@ class Sweeper:
         if batch.count == 1 or self.arrangements is None or not tape.fits(self.arrangements):
             tape, learnt = spread_out(tape, rehearse(self.network, self.layers, batch, tape))
             self.arrangements = learnt if batch.count > 1 else self.arrangements
+        self._entries = self._entries or tape.entries
         return tape
 
     def keys(self, batch: Batch) -> Tensor:
         """Global indices of a batch's examples."""
         return torch.arange(batch.start, batch.start + batch.count, device=self.network.device)
 
-    def chunks(self, tape: Tape, keys: Tensor, estimator: Estimator | None = None) -> Iterator[Tensor]:
-        """The batch's cotangents, as many at a time as COTANGENT_BYTES allows."""
-        size = max(1, COTANGENT_BYTES // max(1, tape.entries * tape.output.z.element_size()))
+    def chunks(
+        self, tape: Tape, keys: Tensor, estimator: Estimator | None = None, limit: int = COTANGENT_BYTES
+    ) -> Iterator[Tensor]:
+        """The batch's cotangents, as many at a time as ``limit`` bytes allow."""
+        size = max(1, limit // max(1, tape.entries * tape.output.z.element_size()))
         return (estimator or self.estimator).chunks(tape.output, keys, size)
 
     def run(self, collectors: Sequence[Collector]) -> list[Operator]:
         """One sweep, one operator per collector."""
         count, first = 0, None
+        streams = all(getattr(collector, "streams", False) for collector in collectors)
+        limit = STREAM_BYTES if streams else COTANGENT_BYTES
         with self.network.guarded():
             for tape, keys in self.tapes():
                 first = first or tape.batch
-                for cotangents in self.chunks(tape, keys):
-                    for collector in collectors:
-                        collector.add(tape, keys, cotangents)
+                with without_autocast(self.network):
+                    for cotangents in self.chunks(tape, keys, limit=limit):
+                        for collector in collectors:
+                            collector.add(tape, keys, cotangents)
                 count += len(keys)
-        operators = [collector.finish(count, self.sampling(first, count, collector.head)) for collector in collectors]
+        with without_autocast(self.network):
+            operators = [
+                collector.finish(count, self.sampling(first, count, collector.head)) for collector in collectors
+            ]
         for operator in operators:
             _require_finite(operator)
         return operators
@@ -116,28 +129,29 @@ class Sweeper:
         """The randomness of an operator made from ``count`` examples that began with the batch ``first``."""
         if self.estimator.samples == 0 or first is None:
             return None
-        size = self.estimator.group or first.count
-        part = first.part(0, max(1, min(first.count, ERROR_DRAWS // 2) // size) * size)
         versions = self.network.versions()
 
         def stderr() -> float:
             # measured when asked for; once the weights have moved on it can no longer be known
             return (
-                self._trace_error(part, size, head) / math.sqrt(count)
-                if self.network.versions() == versions
-                else math.nan
+                self._trace_error(first, head) / math.sqrt(count) if self.network.versions() == versions else math.nan
             )
 
         return Sampling(self.estimator.samples, stderr)
 
-    def _trace_error(self, part: Batch, size: int, head: bool) -> float:
+    def _trace_error(self, first: Batch, head: bool) -> float:
         """Root of the variance per example of the sampled trace.
 
         A single draw per example cannot tell sampling noise from differences between examples, so some examples are
-        drawn again, at least twice, from streams of their own: about ERROR_DRAWS draws in all.
+        drawn again, at least twice, from streams of their own: as many draws as half of the batch's sweep had, more
+        where that is cheap.
         """
+        size = self.estimator.group or first.count
+        budget = max(first.count * self.estimator.samples // 2, ERROR_ENTRIES * first.count // max(1, self._entries))
+        budget = min(max(budget, ERROR_DRAWS[0]), ERROR_DRAWS[1])
+        part = first.part(0, max(1, min(first.count, budget // 2) // size) * size)
         groups = -(-part.count // size)
-        draws = max(2, math.ceil(ERROR_DRAWS / part.count), 16 if groups == 1 else 2)
+        draws = max(2, math.ceil(budget / part.count), 16 if groups == 1 else 2)
         extra = self.estimator.again(draws)
         with self.network.guarded():
             tape = self.tape(part)
@@ -169,9 +183,15 @@ def example_norms(tape: Tape, cotangents: Tensor, head: bool = False) -> Tensor:
     Args:
         head: leave out what the head's closed form makes exact.
     """
+    with without_autocast(tape.network):
+        return _example_norms(tape, cotangents, head)
+
+
+def _example_norms(tape: Tape, cotangents: Tensor, head: bool) -> Tensor:
     pulled = tape.pulled(cotangents)
     found = find_head(tape, pulled) if head else None
     total = cotangents.new_zeros(len(cotangents), -(-cotangents.shape[1] // tape.group))
+    total = total.to(torch.promote_types(total.dtype, torch.float32))
     for name, uses in pulled.items():
         if found is None or name not in (found.weight, found.bias):
             total = total + norms(uses, tape.network.parameters[name].numel())
@@ -179,6 +199,11 @@ def example_norms(tape: Tape, cotangents: Tensor, head: bool = False) -> Tensor:
             for k, examples, _, rest in tied_rest(uses):
                 total[k].index_add_(0, examples, rest.sum(1))
     return total
+
+
+def without_autocast(network: Network) -> AbstractContextManager[None]:
+    """The user's autocast is for the forward pass; cotangents, products and sums are made in float32 at least."""
+    return torch.autocast(network.device.type, enabled=False)
 
 
 @contextmanager

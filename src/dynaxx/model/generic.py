@@ -60,13 +60,16 @@ def _adds_up(network: Network, batch: Batch, gradients: dict[str, Tensor], cotan
     parameters = [network.parameters[name] for name in gradients]
     z = network(batch).z
     sums = torch.autograd.grad(z, parameters, cotangents[0], allow_unused=True, materialize_grads=True)
-    tolerance = 1e-8 if z.dtype == torch.float64 else 2e-2 if z.element_size() == 2 else 1e-3
-    for G, total in zip(gradients.values(), sums, strict=True):
-        if G.shape != (len(cotangents), len(z), *total.shape):
-            return False
-        if not (G[0].sum(0) - total).norm() <= tolerance * G[0].norm() * len(z) ** 0.5:
-            return False
-    return True
+    return all(
+        G.shape == (len(cotangents), len(z), *total.shape) and agree(G[0].sum(0), total, G[0], z.dtype)
+        for G, total in zip(gradients.values(), sums, strict=True)
+    )
+
+
+def agree(found: Tensor, wanted: Tensor, terms: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two sums of the same terms (N, ...) agree, as far as a model in ``dtype`` can tell."""
+    tolerance = 1e-8 if dtype == torch.float64 else 2e-2 if dtype.itemsize == 2 else 1e-3
+    return bool((found - wanted).norm() <= tolerance * terms.norm() * len(terms) ** 0.5)
 
 
 def _vmapped(

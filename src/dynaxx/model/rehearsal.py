@@ -21,8 +21,11 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # relative; half precisi
 def rehearse(network: Network, layers: Layers, batch: Batch, full: Tape) -> Arrangements:
     """Hold a run on the first two examples (one, if there are only two) against the run of the whole batch.
 
+    The shorter run becomes the ``witness`` of the whole one.
+
     Returns:
-        where each call of a known layer has its examples; calls that fit no arrangement are left to the generic path.
+        where each call of a known layer, and each meeting of a bare parameter, has its examples; what fits no
+        arrangement is left to the generic path.
 
     Raises:
         InputError: the same input gave two outputs, or an example's output depends on the other examples.
@@ -48,6 +51,21 @@ def rehearse(network: Network, layers: Layers, batch: Batch, full: Tape) -> Arra
             arrangement = Arrangement(spread=True)
         if arrangement is not None:
             out[whole.name, whole.number] = arrangement
+    return out | _meetings(full, first)
+
+
+def _meetings(full: Tape, first: Tape) -> Arrangements:
+    """Where bare parameters meet the examples: along the one axis that differs between the runs."""
+    out: Arrangements = {}
+    pieces = {(piece.name, piece.number): piece for piece in first.meetings}
+    for whole in full.meetings:
+        key = (whole.name, whole.number)
+        if key in pieces and len(pieces[key].shape) == len(whole.shape):
+            piece = pieces[key]
+            differ = [axis for axis, size in enumerate(whole.shape) if size != piece.shape[axis]]
+            if len(differ) == 1 and differ[0] in whole.axes(full.count) and differ[0] in piece.axes(first.count):
+                out[key] = Arrangement(differ[0], checked=False)
+    full.witness = first if out else None
     return out
 
 
@@ -65,6 +83,7 @@ def spread_out(tape: Tape, learnt: Arrangements) -> tuple[Tape, Arrangements]:
     try:
         again = Tape(tape.network, tape.layers, tape.batch, learnt, tape.group)
         if _close(again.output.z, tape.output.z):
+            again.witness = tape.witness
             return again, learnt
     except RuntimeError:  # the axis of 1 was more than something to broadcast
         pass
@@ -113,10 +132,12 @@ def _close(left: Tensor, right: Tensor) -> bool:
         return False
     if not left.is_floating_point():
         return torch.equal(left, right)
-    finite = torch.isfinite(left)
-    if not torch.equal(finite, torch.isfinite(right)):
-        return False
+    left, right = left.detach(), right.detach()
+    gap, scale = (left - right).abs(), right.abs()
+    if not torch.isfinite(gap.sum()):  # infinite values must be the same ones
+        finite = torch.isfinite(left)
+        if not torch.equal(finite, torch.isfinite(right)):
+            return False
+        gap, scale = gap[finite], scale[finite]
     tolerance = TOLERANCE.get(left.dtype, 5e-2)
-    left, right = left.detach()[finite].double(), right.detach()[finite].double()
-    scale = float(right.abs().max()) if right.numel() else 0.0
-    return bool(((left - right).abs() <= tolerance * scale).all()) if scale else bool((left == right).all())
+    return not gap.numel() or float(gap.max()) <= tolerance * float(scale.max())

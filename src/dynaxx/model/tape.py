@@ -3,7 +3,7 @@
 Forward hooks note each known layer's input and the gradient edge of its output. Pulling a cotangent then asks autograd
 for the gradients at those edges, so no parameter gradient is ever formed. Whether the hooks saw every use of a
 parameter is not assumed but counted: the graph of the output has one edge into a parameter's leaf per use. Parameters
-    with more edges than noted uses go the generic way.
+with more edges than noted uses go the generic way, but for bare ones whose every use the graph itself explains.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from dynaxx.errors import InputError
 from dynaxx.model.data import Batch
-from dynaxx.model.generic import example_gradients
+from dynaxx.model.generic import agree, example_gradients
+from dynaxx.model.graph import Graph
 from dynaxx.model.network import Network, Output
 from dynaxx.model.rules.base import Given, Use
 from dynaxx.model.rules.layers import Layer, layer_of
@@ -55,12 +56,14 @@ class Arrangement:
         alone: nowhere, as there is only one.
         spread: the layer is called once for all of them, with a leading axis of 1 (position embeddings). Its output is
             expanded to N there, which keeps the examples' cotangents apart and changes no value.
+        checked: values have confirmed it; for bare parameters shapes say it first, and the first pull confirms.
     """
 
     axis: int = 0
     flattened: bool = False
     alone: bool = False
     spread: bool = False
+    checked: bool = True
 
     def examples_first(self, x: Tensor, count: int, skip: int = 0) -> Tensor:
         """Bring examples to axis ``skip`` (cotangents carry their own axis before)."""
@@ -141,23 +144,36 @@ class Tape:
         with layers.listening(calls, silent, spread, batch.count):
             self.output: Output = network(batch)
         self.count = len(self.output.z)
-        reached, edges = _graph(self.output.z, network.parameters)
+        graph = Graph(self.output.z, network.parameters)
+        if any(node.name() == "CheckpointFunctionBackward" for node in graph.nodes):
+            raise InputError(
+                "torch.utils.checkpoint with use_reentrant=True hides what runs inside it from autograd, so parameters "
+                "would silently count as unused; give it use_reentrant=False"
+            )
         for name in silent:
-            if not edges.keys() & set(layers.names[name].values()):
+            if not graph.edges.keys() & set(layers.names[name].values()):
                 raise InputError(
                     f"{name!r} ran without gradients though its parameters are selected, so its Fisher information "
                     f"would silently be zero; leave it out with params=, or, if it is checkpointed, give "
                     f"torch.utils.checkpoint use_reentrant=False"
                 )
-        self.calls = [call for call in calls if call.edge.node in reached]
-        self.reached = frozenset(edges)
+        self.calls = [call for call in calls if call.edge.node in graph.nodes]
+        self.reached = frozenset(graph.edges)
         noted = Counter(name for call in self.calls for name in layers.names[call.name].values())
-        self._unseen = {name for name, number in edges.items() if noted[name] != number}
+        self._unseen = {name for name, number in graph.edges.items() if noted[name] != number}
+        self.meetings = graph.meetings(name for name in self._unseen if not noted[name])
+        self.witness: Tape | None = None  # the first few examples alone: what bare parameters are checked against
         self.arrange(arrangements or {})
 
     def fits(self, arrangements: Arrangements) -> bool:
         """Whether arrangements learnt on another batch are the only ones this batch's shapes allow."""
-        return all(_possible(call, self.count) == [arrangements.get((call.name, call.number))] for call in self.calls)
+        return all(
+            _possible(call, self.count) == [arrangements.get((call.name, call.number))] for call in self.calls
+        ) and all(
+            found.checked and meeting.axes(self.count) == [found.axis]
+            for meeting in self.meetings
+            if (found := arrangements.get((meeting.name, meeting.number))) is not None
+        )
 
     def arrange(self, arrangements: Arrangements) -> None:
         """Settle which calls the rules take; parameters of any other call go the generic way."""
@@ -165,6 +181,9 @@ class Tape:
         names = self.layers.names
         lost = [call for call in self.calls if (call.name, call.number) not in arrangements]
         self.generic = self._unseen | {name for call in lost for name in names[call.name].values()}
+        unknown = {meeting.name for meeting in self.meetings if (meeting.name, meeting.number) not in arrangements}
+        self._met = [meeting for meeting in self.meetings if meeting.name not in unknown]
+        self.generic -= {meeting.name for meeting in self._met}
         self.known = [call for call in self.calls if not set(names[call.name].values()) <= self.generic]
         self._last: Tensor | None = None
         self._uses: dict[str, list[Use]] = {}
@@ -173,7 +192,8 @@ class Tape:
     @property
     def entries(self) -> int:
         """Layer-output entries that one cotangent is pulled to."""
-        return sum(call.size for call in self.known) + self.output.z.numel()
+        sizes = [call.size for call in self.known] + [meeting.shape.numel() for meeting in self._met]
+        return sum(sizes) + self.output.z.numel()
 
     def pulled(self, cotangents: Tensor) -> dict[str, list[Use]]:
         """Uses of every reached parameter under cotangents (K, N, P, C) of the output.
@@ -193,9 +213,19 @@ class Tape:
     def _pull(self, cotangents: Tensor) -> None:
         if self._last is cotangents:
             return
-        grads = self._gradients([call.edge for call in self.known], cotangents)
-        self._pulled = [(call, *self._arranged(call, g)) for call, g in zip(self.known, grads, strict=True)]
-        self._uses = {}
+        bare = {meeting.name: get_gradient_edge(meeting.parameter) for meeting in self._met}
+        edges = [call.edge for call in self.known], [meeting.edge for meeting in self._met]
+        grads = self._gradients([*edges[0], *edges[1], *bare.values()], cotangents)
+        self._uses, met = {}, grads[len(edges[0]) : len(grads) - len(bare)]
+        wrong = self._meet(met, dict(zip(bare, grads[len(grads) - len(bare) :], strict=True)), cotangents)
+        if wrong:
+            # taken from the arrangements themselves, so that later batches know
+            for key in [key for key in self.arrangements if key[0] in wrong]:
+                del self.arrangements[key]
+            self.arrange(self.arrangements)
+            self._pull(cotangents)
+            return
+        self._pulled = [(call, *self._arranged(call, g)) for call, g in zip(self.known, grads, strict=False)]
         for call, a, g in self._pulled:
             for own, use in call.layer.uses(a, g).items():
                 name = self.layers.names[call.name].get(own)
@@ -209,6 +239,42 @@ class Tape:
             self._uses = {name: [use.grouped(self.group) for use in uses] for name, uses in self._uses.items()}
         self._last = cotangents
 
+    def _meet(self, grads: list[Tensor], sums: dict[str, Tensor], cotangents: Tensor) -> set[str]:
+        """Uses of bare parameters from the cotangents where they meet the examples.
+
+        Returns:
+            the parameters whose gradients do not add up to the batch's, or differ from those of the first examples
+            run alone: they must not be believed.
+        """
+        wrong, dtype = set(), self.output.z.dtype
+        witness, self.witness = self.witness, None
+        alone: list[Tensor] | list[None] = [None] * len(grads)
+        number = 0 if witness is None else witness.count
+        if witness is not None and grads:
+            edges = {(m.name, m.number): m.edge for m in witness.meetings}
+            wanted = [edges[m.name, m.number] for m in self._met]
+            alone = witness._gradients(wanted, cotangents[:1, :number])
+        totals: dict[str, Tensor] = {}
+        for meeting, g, few in zip(self._met, grads, alone, strict=True):
+            axis = self.arrangements[meeting.name, meeting.number].axis
+            try:
+                G = meeting.gradients(g, axis)
+            except RuntimeError:  # the other factor was changed in place, or a view has no batching rule
+                wrong.add(meeting.name)
+                continue
+            G = G.to(torch.promote_types(G.dtype, torch.float32))
+            totals[meeting.name] = totals[meeting.name] + G if meeting.name in totals else G
+            if few is not None:
+                first = g[:1].movedim(axis + 1, 0)[:number]
+                if not agree(first, few.movedim(axis + 1, 0), first, dtype):
+                    wrong.add(meeting.name)
+                self.arrangements[meeting.name, meeting.number] = Arrangement(axis)
+        for name, G in totals.items():
+            if not agree(G[0].sum(0), sums[name][0], G[0], dtype):
+                wrong.add(name)
+            self._uses[name] = [Use(Given(), None, G)]
+        return wrong
+
     def _arranged(self, call: Call, g: Tensor) -> tuple[Tensor, Tensor]:
         arrangement = self.arrangements[call.name, call.number]
         if call.a is None:
@@ -221,10 +287,9 @@ class Tape:
             with torch.no_grad():
                 call.a = call.layer.input(arrangement.examples_first(call.x, self.count))
         a, g = call.a, call.layer.cotangent(arrangement.examples_first(g, self.count, skip=1))
-        if a.is_floating_point() and a.dtype != g.dtype:  # autocast inside forward: the layer took its input narrower
-            wide = torch.promote_types(a.dtype, g.dtype)
-            a, g = a.to(wide), g.to(wide)
-        return a, g
+        # autocast gives inputs and cotangents of several dtypes, and squares of half precision leave its range
+        wide = torch.promote_types(torch.promote_types(a.dtype, g.dtype), torch.float32)
+        return (a.to(wide) if a.is_floating_point() else a), g.to(wide)
 
     def _gradients(self, edges: list[GradientEdge], cotangents: Tensor) -> list[Tensor]:
         """(K, *output shape) at each edge."""
@@ -254,25 +319,3 @@ def _possible(call: Call, count: int) -> list[Arrangement | None]:
     if leading and len(call.x) % count == 0 and len(call.x) > count:
         found.append(Arrangement(flattened=True))
     return found or [None]
-
-
-def _graph(z: Tensor, parameters: dict[str, nn.Parameter]) -> tuple[set[Node], Counter[str]]:
-    """Nodes of the graph under z, and the number of edges into each parameter's leaf."""
-    canonical = {id(parameter): name for name, parameter in parameters.items()}
-    edges: Counter[str] = Counter()
-    if z.grad_fn is None:
-        return set(), edges
-    seen: set[Node] = {z.grad_fn}
-    stack: list[Node] = [z.grad_fn]
-    while stack:
-        for node, _ in stack.pop().next_functions:
-            if node is None:
-                continue
-            variable = getattr(node, "variable", None)
-            if variable is not None:
-                if id(variable) in canonical:
-                    edges[canonical[id(variable)]] += 1
-            elif node not in seen:
-                seen.add(node)
-                stack.append(node)
-    return seen, edges

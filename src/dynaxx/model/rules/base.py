@@ -6,7 +6,7 @@ Shapes: K cotangents, N examples, T positions that share the parameter (absent w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 CHUNK_BYTES = 2**27  # per-example gradients that exist at one time
+TILE = 128  # rows of a symmetric product that are made together
+SLICES = 4  # inner products take gradients of so many times CHUNK_BYTES: longer products, fewer calls
 
 
 class Rule:
@@ -37,10 +39,15 @@ class Rule:
         """Squared norms of G, shape (K, N)."""
         return rows(self.gradients(a, g)).square().sum(2)
 
-    def inner(self, a: Any, g: Tensor, b: Any, h: Tensor) -> Tensor:
-        """Inner products of the gradients of two batches, shape (K, N, L, M), in float64."""
-        left, right = (rows(self.gradients(*pair)).double() for pair in ((a, g), (b, h)))
-        return torch.tensordot(left, right, dims=([2], [2]))
+    def collapses(self, g: Tensor) -> bool:
+        """Whether ``squares`` depends on the cotangents by the sum of their squares alone."""
+        return False
+
+    def inner(self, a: Any, g: Tensor, b: Any, h: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Inner products of the gradients of two batches, shape (K, N, L, M), made and summed in ``dtype``."""
+        left = rows(self.gradients(a, g)).flatten(0, 1)
+        right = left if a is b and g is h else rows(self.gradients(b, h)).flatten(0, 1)
+        return products([(left, right)], dtype).view(*g.shape[:2], *h.shape[:2])
 
 
 class Given(Rule):
@@ -119,12 +126,35 @@ def norms(uses: Sequence[Use], size: int) -> Tensor:
     return torch.cat([rows(gradients(part)).square().sum(2) for part in parts(uses, size)], 1)
 
 
-def inner(left: Sequence[Use], right: Sequence[Use]) -> Tensor:
-    """Block of the Gram matrix, (K, N, L, M) in float64."""
+def inner(left: Sequence[Use], right: Sequence[Use], dtype: torch.dtype = torch.float64) -> Tensor:
+    """Block of the Gram matrix, (K, N, L, M), made and summed in ``dtype``."""
     if len(left) == len(right) == 1:
-        return left[0].rule.inner(left[0].a, left[0].g, right[0].a, right[0].g)
-    one, two = (rows(gradients(uses)).double() for uses in (left, right))
-    return torch.tensordot(one, two, dims=([2], [2]))
+        return left[0].rule.inner(left[0].a, left[0].g, right[0].a, right[0].g, dtype)
+    one = rows(gradients(left))
+    two = one if left is right else rows(gradients(right))
+    flat = one.flatten(0, 1)
+    return products([(flat, flat if two is one else two.flatten(0, 1))], dtype).view(*one.shape[:2], *two.shape[:2])
+
+
+def products(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
+    """Sum over pairs of L R^T for rows L (m, s) and R (n, s), made and summed in ``dtype``.
+
+    Pairs of one tensor with itself cost half: only tiles on and below the diagonal are multiplied.
+    """
+    total: Tensor | None = None
+    symmetric = False
+    for left, right in pairs:
+        symmetric = left is right
+        wide = left.to(dtype)
+        other = wide if symmetric else right.to(dtype)
+        total = wide.new_zeros(len(wide), len(other)) if total is None else total
+        for i in range(0, len(other), TILE):
+            low = i if symmetric else 0
+            total[low:, i : i + TILE].addmm_(wide[low:], other[i : i + TILE].T)
+    assert total is not None
+    for i in range(TILE, len(total) if symmetric else 0, TILE):
+        total[i - TILE : i, i:] = total[i:, i - TILE : i].T
+    return total
 
 
 def parts(uses: Sequence[Use], size: int) -> Iterator[list[Use]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from copy import copy
 from itertools import product
 from typing import Any
 
@@ -10,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dynaxx.model.rules.base import CHUNK_BYTES, Rule
+from dynaxx.model.rules.base import SLICES, Rule, chunk, products
 
 GROUPED_EXAMPLES = 16  # examples in one grouped call: enough to fill the cores, few enough to stay in cache
+GHOST = 2  # how much slower the small products of inner products are than those of gradients
 
 
 class ConvolutionWeight(Rule):
@@ -25,6 +28,7 @@ class ConvolutionWeight(Rule):
     def __init__(self, module: Any) -> None:
         self.stride, self.dilation, self.groups = module.stride, module.dilation, module.groups
         self.shape = tuple(module.weight.shape)
+        self._offsets = math.prod(self.shape[2:])
 
     def _grouped(self, a: Tensor, g: Tensor) -> Tensor:
         """G of a few examples and one cotangent: a (n, C, *in), g (n, O, *out) -> (n, *S)."""
@@ -58,11 +62,24 @@ class ConvolutionWeight(Rule):
 
     def _seen_through(self, a: Tensor, offset: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
         """The inputs that one kernel position meets, (n, C, *out)."""
-        places = (
+        return a[(slice(None), slice(None), *self._places(offset, size))]
+
+    def _places(self, offset: tuple[int, ...], size: tuple[int, ...]) -> list[slice]:
+        return [
             slice(at * dilation, at * dilation + stride * (length - 1) + 1, stride)
             for at, dilation, stride, length in zip(offset, self.dilation, self.stride, size, strict=True)
-        )
-        return a[(slice(None), slice(None), *places)]
+        ]
+
+    def _patch_products(self, a: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Inner products of an example's patches with one another, (n, T, T), without patches: those of its pixels,
+        summed along the kernel. |sum_t g_t a_t^T|^2 = sum_{t,s} (g_t . g_s)(a_t . a_s) needs no more."""
+        pixels = a.flatten(2)
+        products = (pixels.mT @ pixels).unflatten(2, a.shape[2:]).unflatten(1, a.shape[2:])
+        total = a.new_zeros(len(a), *size, *size)
+        for offset in product(*map(range, self.shape[2:])):
+            places = self._places(offset, size)
+            total += products[(slice(None), *places, *places)]
+        return total.flatten(1, len(size)).flatten(2)
 
     def gradients(self, a: Tensor, g: Tensor) -> Tensor:
         out = g.new_empty(*g.shape[:2], *self.shape)
@@ -78,27 +95,34 @@ class ConvolutionWeight(Rule):
 
     def norms(self, a: Tensor, g: Tensor) -> Tensor:
         out = g.new_zeros(g.shape[:2])
+        positions, pixels = g.shape[3:].numel(), a.shape[2:].numel()
+        outputs, inputs = self.shape[:2]
+        ghost = pixels**2 * inputs + positions**2 * (outputs * len(g) + 2 * self._offsets)
+        if self.groups == 1 and GHOST * ghost <= positions * outputs * inputs * self._offsets * len(g):
+            for start in range(0, len(a), GROUPED_EXAMPLES):
+                some = slice(start, start + GROUPED_EXAMPLES)
+                rows = g[:, some].flatten(3)
+                out[:, some] = ((rows.mT @ rows) * self._patch_products(a[some], g.shape[3:])).sum((2, 3))
+            return out
         for k, some, _, G in self._pieces(a, g):
             out[k, some] += G.flatten(1).square_().sum(1)
         return out
 
-    def inner(self, a: Tensor, g: Tensor, b: Tensor, h: Tensor) -> Tensor:
-        rows_left, rows_right = g.shape[0] * g.shape[1], h.shape[0] * h.shape[1]
-        size = torch.Size(self.shape).numel()
-        out = torch.zeros(rows_left, rows_right, dtype=torch.float64, device=g.device)
-        # one block of rows at a time: both sides' gradients in float64 within the chunk
-        step_left = max(1, min(len(a), CHUNK_BYTES // (16 * size * len(g)) or 1))
-        step_right = max(1, min(len(b), CHUNK_BYTES // (16 * size * len(h)) or 1))
-        out4 = out.view(*g.shape[:2], *h.shape[:2])
-        for i in range(0, len(a), step_left):
-            left = self.gradients(a[i : i + step_left], g[:, i : i + step_left]).flatten(2).double()
-            for j in range(0, len(b), step_right):
-                if a is b and g is h and j == i:
-                    right = left
-                else:
-                    right = self.gradients(b[j : j + step_right], h[:, j : j + step_right]).flatten(2).double()
-                out4[:, i : i + step_left, :, j : j + step_right] = torch.tensordot(left, right, dims=([2], [2]))
-        return out4
+    def inner(self, a: Tensor, g: Tensor, b: Tensor, h: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        same, (outputs, *rest) = a is b and g is h, self.shape
+        examples = g.shape[:2].numel() + (0 if same else h.shape[:2].numel())
+        size = examples * torch.Size(rest).numel() * dtype.itemsize
+        step = chunk(size // SLICES) if self.groups == 1 else outputs
+
+        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+            # a slice of the output channels at a time: bounded memory, and no gradient is formed twice
+            for some in (slice(i, min(i + step, outputs)) for i in range(0, outputs, step)):
+                part = copy(self)
+                part.shape = (some.stop - some.start, *rest)
+                one = part.gradients(a, g[:, :, some]).flatten(2).flatten(0, 1)
+                yield one, one if same else part.gradients(b, h[:, :, some]).flatten(2).flatten(0, 1)
+
+        return products(pairs(), dtype).view(*g.shape[:2], *h.shape[:2])
 
 
 def padded(module: Any, x: Tensor) -> Tensor:

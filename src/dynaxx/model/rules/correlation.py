@@ -4,14 +4,17 @@ A[(s, c), (s', c')] = sum over windows of x_c(window at s) x_c'(window at s') de
 through the shift s' - s, but for windows at the border: (2k - 1)^2 shifts instead of k^4 pairs, half of them by
 symmetry. With the correlation of the whole image at a shift, a pair of positions only has to take off the rows and
 columns that its windows never reach, and add back their corners. Exact for stride 1; zero rows, which padding makes,
-are skipped.
+are skipped. Other strides, and few channels, go by patches.
 """
 
 from __future__ import annotations
 
 from itertools import product
 
+import torch
 from torch import Tensor
+
+from dynaxx.model.rules.base import CHUNK_BYTES
 
 
 def patch_moments(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[Tensor, Tensor, int]:
@@ -67,6 +70,25 @@ def patch_moments(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...])
     return out.reshape(width, width), first.flatten(), len(x) * sizes[0] * sizes[1]
 
 
+def strided_moments(
+    x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...], stride: tuple[int, ...]
+) -> tuple[Tensor, Tensor, int]:
+    """The same at any stride, from patches laid out with channels last: they are copied in runs, twice as fast."""
+    channels, width = x.shape[1], x.shape[1] * kernel[0] * kernel[1]
+    moment, first, number = SecondMoment(), x.new_zeros(width), 0
+    for part in x.split(max(1, CHUNK_BYTES // (x[0].numel() * x.element_size() * kernel[0] * kernel[1]))):
+        windows = part.permute(0, 2, 3, 1).contiguous()
+        for axis in (0, 1):
+            reach = dilation[axis] * (kernel[axis] - 1) + 1
+            windows = windows.unfold(1 + axis, reach, stride[axis])[..., :: dilation[axis]]
+        rows = windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, width)
+        moment.add(rows)
+        first, number = first + rows.sum(0), number + len(rows)
+    # kernel positions before channels, as copied, to channels before kernel positions, as in a flattened weight
+    order = torch.arange(width, device=x.device).view(-1, channels).T.flatten()
+    return moment.total()[order][:, order], first[order], number
+
+
 def _correlation(image: Tensor, step: tuple[int, int]) -> Tensor:
     """sum_u X[u]^T X[u + step] over all u with both inside, (C, C)."""
     height, width = image.shape[1:3]
@@ -88,18 +110,40 @@ def _corner(image: Tensor, row: int, column: int, step: tuple[int, int]) -> Tens
     return image[:, row, column].T @ image[:, row + step[0], column + step[1]]
 
 
-def second_moment(rows: Tensor) -> Tensor:
-    """rows^T rows, wide ones by the blocks on and below the diagonal: torch has no symmetric product."""
-    width = rows.shape[1]
-    if width < 2 * BLOCK:
-        return rows.T @ rows
-    out = rows.new_empty(width, width)
-    for start in range(0, width, BLOCK):
-        stop = min(start + BLOCK, width)
-        strip = rows[:, start:stop].T @ rows[:, :stop]
-        out[start:stop, :stop] = strip
-        out[:start, start:stop] = strip[:, :start].T
-    return out
+class SecondMoment:
+    """A running sum of rows^T rows, at least in float32.
+
+    torch has no symmetric product: wide sums are kept by the blocks on and below the diagonal and mirrored at the end.
+    """
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows^T rows for rows (R, I)."""
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        if self._sum is None:
+            self._sum = rows.new_zeros(rows.shape[1], rows.shape[1])
+        for start, stop in _strips(rows.shape[1]):
+            self._sum[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
+
+    def add_sum(self, moment: Tensor) -> None:
+        """Add a sum (I, I) that is already there."""
+        moment = moment.to(torch.promote_types(moment.dtype, torch.float32))
+        self._sum = moment if self._sum is None else self._sum.add_(moment)
+
+    def total(self) -> Tensor:
+        """The whole matrix (I, I)."""
+        assert self._sum is not None
+        for start, stop in _strips(len(self._sum)):
+            self._sum[:start, start:stop] = self._sum[start:stop, :start].T
+        return self._sum
+
+
+def _strips(width: int) -> list[tuple[int, int]]:
+    """Rows of a block each; narrow matrices are not cut."""
+    step = BLOCK if width >= 2 * BLOCK else width
+    return [(start, min(start + step, width)) for start in range(0, width, step)]
 
 
 BLOCK = 256  # columns of a strip: wide enough for a full-speed product

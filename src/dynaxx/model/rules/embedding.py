@@ -48,10 +48,10 @@ class EmbeddingWeight(Rule):
         examples, _, rows = self.rows(a, g)
         return g.new_zeros(len(g), len(a)).index_add_(1, examples, rows.square().sum(2))
 
-    def inner(self, a: Tensor, g: Tensor, b: Tensor, h: Tensor) -> Tensor:
+    def inner(self, a: Tensor, g: Tensor, b: Tensor, h: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         # <G_n, H_m> = sum_{t,s} [a_nt = b_ms] g_nt . h_ms
-        same = (a[:, :, None, None] == b[None, None]).double()  # (N, T, M, S)
-        left, right = self._live(a, g).double(), self._live(b, h).double()
+        same = (a[:, :, None, None] == b[None, None]).to(dtype)  # (N, T, M, S)
+        left, right = self._live(a, g).to(dtype), self._live(b, h).to(dtype)
         out = left.new_zeros(len(g), len(a), len(h), len(b))
         for k in range(len(g)):
             for l in range(len(h)):

@@ -17,7 +17,7 @@ from torch.nn import functional
 from dynaxx.errors import InputError
 from dynaxx.model.rules.base import Rule, Use
 from dynaxx.model.rules.convolution import ConvolutionWeight, padded, patches
-from dynaxx.model.rules.correlation import patch_moments
+from dynaxx.model.rules.correlation import patch_moments, strided_moments
 from dynaxx.model.rules.embedding import EmbeddingWeight
 from dynaxx.model.rules.linear import LinearWeight, Shift, TransposedLinearWeight
 from dynaxx.model.rules.normalization import Scale
@@ -130,10 +130,14 @@ class Convolution(Layer):
     def moments(self, a: Tensor) -> tuple[Tensor, Tensor, int] | None:
         module = self.module
         plane = a[:, :, None] if a.dim() == 3 else a
-        # below 16 channels patches are cheap; strides would need one correlation per phase
-        if plane.dim() != 4 or any(step != 1 for step in module.stride) or a.shape[1] < 16:
+        if plane.dim() != 4 or module.groups != 1:
             return None
-        kernel, dilation = ((1,) * (2 - len(size)) + tuple(size) for size in (module.kernel_size, module.dilation))
+        kernel, dilation, stride = (
+            (1,) * (2 - len(size)) + tuple(size) for size in (module.kernel_size, module.dilation, module.stride)
+        )
+        # below 16 channels patches are cheap; strides would need one correlation per phase
+        if stride != (1, 1) or a.shape[1] < 16:
+            return strided_moments(plane, kernel, dilation, stride)
         return patch_moments(plane, kernel, dilation)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from dynaxx.model.rules.base import Rule, chunk
+from dynaxx.model.rules.base import SLICES, Rule, chunk, products
 
 
 class LinearWeight(Rule):
@@ -48,12 +50,26 @@ class LinearWeight(Rule):
         # |sum_t g_t a_t^T|^2 = sum_{t,s} (g_t . g_s)(a_t . a_s): cheaper than G while T is small
         return ((g @ g.mT) * (a @ a.mT)).sum((2, 3))
 
-    def inner(self, a: Tensor, g: Tensor, b: Tensor, h: Tensor) -> Tensor:
+    def inner(self, a: Tensor, g: Tensor, b: Tensor, h: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        same, shape = a is b and g is h, (*g.shape[:2], *h.shape[:2])
         if a.shape[1] == b.shape[1] == 1:
-            # <g a^T, h b^T> = (g . h)(a . b); the products in float64, so that the spectrum's floor is float64's
-            outer = torch.tensordot(g[:, :, 0].double(), h[:, :, 0].double(), dims=([2], [2]))
-            return outer.mul_((a[:, 0].double() @ b[:, 0].double().T)[None, :, None, :])
-        return super().inner(a, g, b, h)
+            # <g a^T, h b^T> = (g . h)(a . b)
+            left, inputs = g.reshape(-1, g.shape[-1]), a[:, 0]
+            outer = products([(left, left if same else h.reshape(-1, h.shape[-1]))], dtype).view(shape)
+            return outer.mul_(products([(inputs, inputs if same else b[:, 0])], dtype)[None, :, None, :])
+
+        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+            # a slice of the outputs at a time: bounded memory, and no gradient is formed twice
+            examples = g.shape[:2].numel() + (0 if same else h.shape[:2].numel())
+            step = chunk(examples * a.shape[2] * dtype.itemsize // SLICES)
+            for some in (slice(i, i + step) for i in range(0, g.shape[3], step)):
+                one = (g[..., some].transpose(2, 3) @ a).flatten(2).flatten(0, 1)
+                yield one, one if same else (h[..., some].transpose(2, 3) @ b).flatten(2).flatten(0, 1)
+
+        return products(pairs(), dtype).view(shape)
+
+    def collapses(self, g: Tensor) -> bool:
+        return g.shape[2] == 1
 
 
 class TransposedLinearWeight(LinearWeight):
@@ -72,4 +88,7 @@ class Shift(Rule):
     positional = True
 
     def gradients(self, a: object, g: Tensor) -> Tensor:
-        return g.sum(2)
+        return g[:, :, 0] if g.shape[2] == 1 else g.sum(2)
+
+    def collapses(self, g: Tensor) -> bool:
+        return g.shape[2] == 1
