@@ -43,6 +43,11 @@ def _cells(kept: dict[str, Any], kind: str) -> Iterator[tuple[str, str, dict[str
                 yield task, stage, kept[f"{kind}-{task}-{stage}"]
 
 
+def _tunings(kept: dict[str, Any], kind: str, task: str, stage: str) -> list[dict[str, Any]]:
+    """The same cell of every fine-tuning, the first one first."""
+    return [kept[name] for n in range(100) if (name := f"{kind}-{task}-{stage}" + (f"-{n}" if n else "")) in kept]
+
+
 def _in_order(layers: dict[str, Any]) -> dict[str, Any]:
     """From input to output; JSON keeps names in alphabetical order."""
     ends = {"all": -2, "embeddings": -1, "tied table": -1, "last norm": 98, "head": 99}
@@ -83,7 +88,7 @@ def densities(kept: dict[str, Any]) -> Figure | None:
 
 
 def layers(kept: dict[str, Any]) -> Figure | None:
-    """Mean entry of F with its interval, and of both bounds, by layer."""
+    """Mean entry of F with its interval, and of both bounds, by layer; grey dashes are other fine-tunings."""
     grid = _grid(kept, "density", 2.2)
     if grid is None:
         return None
@@ -100,6 +105,9 @@ def layers(kept: dict[str, Any]) -> Figure | None:
             x, mean, yerr=[below, above], fmt="o", color="black", markersize=3.5, capsize=2, linewidth=0.8, label="F"
         )
         axis.plot(x, mean * share["lower"], "^", color=INK["blue"], markersize=5, label="lower, top eigenpair")
+        for other in _tunings(kept, "density", task, stage)[1:]:
+            again = [other["layers"][name]["mean"]["value"] for name in names]
+            axis.plot(x + 0.25, again, "_", color=INK["grey"], markersize=6)
         axis.set(yscale="log", ylabel="mean entry")
         axis.set_xticks(x, [name.replace("layer ", "") for name in names], rotation=25, fontsize=7)
     next(iter(places.values())).legend(frameon=False, fontsize=7)
@@ -107,7 +115,8 @@ def layers(kept: dict[str, Any]) -> Figure | None:
 
 
 def variation(kept: dict[str, Any]) -> Figure | None:
-    """Predicted coefficient of variation of one draw, median entry, against the number of examples."""
+    """Predicted coefficient of variation of one draw, median entry, against the number of examples; thin lines are
+    other fine-tunings."""
     grid = _grid(kept, "spread", 2.6)
     if grid is None:
         return None
@@ -122,10 +131,13 @@ def variation(kept: dict[str, Any]) -> Figure | None:
     for task, stage, cell in _cells(kept, "spread"):
         axis, sizes = places[task, stage], sorted(cell["predicted"], key=int)
         for label, wanted, colour, style in lines:
-            values = [spread_of(cell["predicted"][n], wanted) for n in sizes]
-            # two classes: one column, nothing varies, and a logarithmic axis has no zero
-            if min(values) > 1e-6:
-                axis.plot([int(n) for n in sizes], values, style, color=colour, label=label, marker=".", markersize=4)
+            look: dict[str, Any] = {"label": label, "marker": ".", "markersize": 4}
+            for one in _tunings(kept, "spread", task, stage):
+                values = [spread_of(one["predicted"][n], wanted) for n in sizes]
+                # two classes: one column, nothing varies, and a logarithmic axis has no zero
+                if min(values) > 1e-6:
+                    axis.plot([int(n) for n in sizes], values, style, color=colour, **look)
+                look = {"linewidth": 0.5, "alpha": 0.6}
         axis.axhline(2**0.5, color="black", linewidth=0.6, linestyle=":")
         axis.set(xscale="log", yscale="log", xlabel="examples", ylabel="coefficient of variation")
         axis.set_xticks([int(n) for n in sizes], sizes)
@@ -198,6 +210,7 @@ def tables(results: Path) -> str:
             trace = "" if row["trace"] is None else f"{row['trace']:.2e}"
             spread = ", ".join(f"{v:.2e}" for v in row["diagonal"])
             lines.append(f"| {TITLES[task]} | {stage} | {count} | {name} | {row['group']} | {spread} | {trace} |")
+    lines += ["", *_ranges(kept)]
     lines += ["", *(f"{name}: {kept[name]}" for name in ("text", "cost-ag_news", "cost-sst2") if name in kept)]
     if "draws" in kept:
         lines += ["", f"exact: {kept['draws']['exact_units']:.0f} units", "| estimator | units | diagonal | trace |"]
@@ -209,3 +222,32 @@ def tables(results: Path) -> str:
             )
             lines.append(f"| {name} | {row['units']:.1f} | {text} |")
     return "\n".join(lines)
+
+
+def _ranges(kept: dict[str, Any]) -> Iterator[str]:
+    """Lowest and highest over fine-tunings of what the page quotes."""
+
+    def told(values: list[float], form: str) -> str:
+        return " to ".join(format(value, form) for value in (min(values), max(values)))
+
+    for task in ("ag_news", "sst2"):
+        found = {kind: _tunings(kept, kind, task, "after") for kind in ("accuracy", "density", "spread")}
+        if len(found["density"]) < 2:
+            continue
+        yield f"{TITLES[task]}, {len(found['density'])} fine-tunings, lowest to highest:"
+        yield f"  accuracy {told([cell['accuracy']['value'] for cell in found['accuracy']], '.1%')}"
+        yield f"  confidence {told([cell['output_space']['confidence'] for cell in found['density']], '.3f')}"
+        for layer in _in_order(found["density"][0]["layers"]):
+            cells = [cell["layers"][layer] for cell in found["density"]]
+            yield (
+                f"  {layer}: mean {told([c['mean']['value'] for c in cells], '.1e')}, "
+                f"< 1e-5 (mean) {told([c['small']['value'] for c in cells], '.1%')}, "
+                f"(sum) {told([c['small_of_sum'] for c in cells], '.1%')}, "
+                f"lower {told([c['lower_trace_share'] for c in cells], '.3f')}, "
+                f"upper {told([c['upper_trace_share'] for c in cells], '.2f')}"
+            )
+        count = max(found["spread"][0]["predicted"], key=int)
+        for row in found["spread"][0]["predicted"][count]:
+            wanted = {key: row[key] for key in ("estimator", "factor", "group") if key in row}
+            values = [spread_of(cell["predicted"][count], wanted) for cell in found["spread"]]
+            yield f"  {', '.join(str(v) for v in wanted.values())}, {count} texts: {told(values, '.2f')}"

@@ -44,6 +44,8 @@ class Sizes:
         blocks, block: B blocks of so many examples each make up N; intervals come from leaving blocks out.
         length: tokens of a text.
         train, steps, batch: fine-tuning.
+        tunings: fine-tunings of each classifier, which differ in the head's start and the order of the texts; the
+            texts themselves, measured ones included, are the same.
         test: examples that accuracy is measured on. order: that the order is checked on in float64.
         spread: examples whose coefficients of variation are predicted, smallest to largest.
         language_*: the same for the next-token model; ``language_draws`` runs of each estimator.
@@ -57,6 +59,7 @@ class Sizes:
     train: int = 1500
     steps: int = 60
     batch: int = 16
+    tunings: int = 3
     test: int = 200
     order: int = 4
     spread: tuple[int, ...] = (2, 4, 8, 16, 32)
@@ -73,9 +76,9 @@ class Sizes:
 
 
 QUICK = Sizes(
-    blocks=2, block=2, length=12, train=64, steps=2, batch=8, test=8, order=2, spread=(2, 8), language_blocks=2,
-    language_block=3, language_length=6, language_width=16, language_depth=1, language_steps=60, language_draws=6,
-    language_samples=(1, 4), language_sketches=(8,), stages=("before",),
+    blocks=2, block=2, length=12, train=64, steps=2, batch=8, tunings=1, test=8, order=2, spread=(2, 8),
+    language_blocks=2, language_block=3, language_length=6, language_width=16, language_depth=1, language_steps=60,
+    language_draws=6, language_samples=(1, 4), language_sketches=(8,), stages=("before",),
 )  # fmt: skip
 
 
@@ -101,23 +104,24 @@ class Study:
         load = lambda: classifiers.load(data_folder(self.data), task, split, count, s.length, s.seed)  # noqa: E731
         return self._once(("texts", task, split), load)
 
-    def classifier(self, task: str, stage: str) -> classifiers.Classifier:
+    def classifier(self, task: str, stage: str, tuning: int = 0) -> classifiers.Classifier:
         """The classifier of a stage; fine-tuned weights are kept in the cache folder between runs."""
 
         def make() -> classifiers.Classifier:
-            s, model = self.sizes, classifiers.build(classifiers.CLASSES[task], self.sizes.seed)
+            s, seed = self.sizes, self.sizes.seed + tuning
+            model = classifiers.build(classifiers.CLASSES[task], seed)
             if stage == "before":
                 return model
-            path = self.cache / f"{task}-{s.seed}-{s.train}-{s.steps}-{s.batch}-{s.length}.safetensors"
+            path = self.cache / f"{task}-{seed}-{s.seed}-{s.train}-{s.steps}-{s.batch}-{s.length}.safetensors"
             if path.exists():
                 model.load_state_dict(load_file(path))
                 return model
-            classifiers.fine_tune(model, self.texts(task, "train"), steps=s.steps, batch=s.batch, seed=s.seed)
+            classifiers.fine_tune(model, self.texts(task, "train"), steps=s.steps, batch=s.batch, seed=seed)
             self.cache.mkdir(parents=True, exist_ok=True)
             save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
             return model
 
-        return self._once((task, stage), make)
+        return self._once((task, stage, tuning), make)
 
     def tokens(self) -> tuple[Tensor, int]:
         """The documentation's characters."""
@@ -145,15 +149,15 @@ class Study:
 
     # Cells
 
-    def accuracy(self, task: str, stage: str) -> dict[str, Any]:
+    def accuracy(self, task: str, stage: str, tuning: int = 0) -> dict[str, Any]:
         """Share of test texts classified right, and how sure the model is."""
         texts = self.texts(task, "test")
         texts = texts.take(torch.arange(self.sizes.test))
-        z = classifiers.logits(self.classifier(task, stage), texts)
+        z = classifiers.logits(self.classifier(task, stage, tuning), texts)
         right = int((z.argmax(-1) == texts.labels).sum())
         return {"accuracy": proportion(right, len(texts)), "output_space": densities.output_space(z)}
 
-    def density(self, task: str, stage: str) -> dict[str, Any]:
+    def density(self, task: str, stage: str, tuning: int = 0) -> dict[str, Any]:
         """Exact diagonal, lower (top eigenpair) and upper (diag p) bound of every parameter, layer by layer."""
         s = self.sizes
         if task == "language":
@@ -162,7 +166,7 @@ class Study:
             blocks: list[Any] = list(windows.split(s.language_block))
             where, z = language.layer_of, model(windows).detach()
         else:
-            model, texts = self.classifier(task, stage), self.texts(task, "test")
+            model, texts = self.classifier(task, stage, tuning), self.texts(task, "test")
             blocks = [texts.batch(i * s.block, (i + 1) * s.block) for i in range(s.blocks)]
             where = classifiers.layer_of
             z = classifiers.logits(model, texts.take(torch.arange(s.blocks * s.block)))
@@ -179,21 +183,21 @@ class Study:
             },
         }
 
-    def order(self, task: str, stage: str) -> dict[str, Any]:
+    def order(self, task: str, stage: str, tuning: int = 0) -> dict[str, Any]:
         """lower <= F <= upper in float64, where rounding hides nothing, on a few texts."""
-        model = copy.deepcopy(self.classifier(task, stage)).double()
+        model = copy.deepcopy(self.classifier(task, stage, tuning)).double()
         texts, half = self.texts(task, "test"), self.sizes.order // 2
         low, middle, high, layout = densities.brackets(model, [texts.batch(0, half), texts.batch(half, 2 * half)])
         every = densities.describe(low, middle, high, [slice(0, layout.size)], 2 * half)
         names = ("violations", "lower_trace_share", "upper_trace_share", "lower_share", "upper_share")
         return {"examples": 2 * half, **{name: every[name] for name in names}}
 
-    def spread(self, task: str, stage: str) -> dict[str, Any]:
+    def spread(self, task: str, stage: str, tuning: int = 0) -> dict[str, Any]:
         """Predicted coefficients of variation of one draw, at growing numbers of examples.
 
         Over biases and norms of the last layer and the head: per-example gradients of all entries would be gigabytes.
         """
-        model, texts = self.classifier(task, stage), self.texts(task, "test")
+        model, texts = self.classifier(task, stage, tuning), self.texts(task, "test")
 
         def small(name: str, parameter: Tensor) -> bool:
             where = classifiers.layer_of(name)
@@ -249,32 +253,38 @@ class Study:
         loss = {stage: language.surprise(self.next_token(stage), window) for stage in STAGES}
         return {"sha256": language.digest(language.documentation()), "characters": size, "nats_per_character": loss}
 
-    def options(self, name: str) -> dict[str, Any]:
-        """The sizes that a cell depends on."""
+    def options(self, name: str, tuning: int = 0) -> dict[str, Any]:
+        """The sizes that a cell depends on, and which fine-tuning it is about if not the first."""
         drawn = ("language_draws", "language_samples", "language_sketches")
         languages = name in ("text", "draws") or "language" in name
 
         def matters(key: str) -> bool:
-            if key in ("seed", "stages"):
+            if key in ("seed", "stages", "tunings"):
                 return key == "seed"
             return key.startswith("language") == languages and (key not in drawn or name == "draws")
 
-        return {key: value for key, value in asdict(self.sizes).items() if matters(key)}
+        found = {key: value for key, value in asdict(self.sizes).items() if matters(key)}
+        return found | {"tuning": tuning} if tuning else found
 
     def run(self, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
         """All cells of these parts, "language" and tasks; what lacks an ingredient is left out with a message."""
-        todo: list[tuple[str, Callable[..., dict[str, Any]], tuple[str, ...]]] = []
+        todo: list[tuple[str, Callable[..., dict[str, Any]], tuple[Any, ...]]] = []
         if "language" in parts:
             todo.append(("text", self.text, ()))
             todo += [(f"density-language-{stage}", self.density, ("language", stage)) for stage in STAGES]
             todo.append(("draws", self.draws, ()))
-        for task in (task for task in TASKS if task in parts):
-            for stage in self.sizes.stages:
-                cells = (self.accuracy, self.spread, self.density, self.order)
-                todo += [(f"{cell.__name__}-{task}-{stage}", cell, (task, stage)) for cell in cells]
-            if self.sizes.stages == STAGES:
-                todo.append((f"cost-{task}", self.cost, (task,)))
-        found = {name: self.cells.get(name, self.options(name), partial(cell, *about)) for name, cell, about in todo}
+        for tuning in range(self.sizes.tunings):
+            for task in (task for task in TASKS if task in parts):
+                for stage in self.sizes.stages if tuning == 0 else ("after",):
+                    name = f"{task}-{stage}-{tuning}" if tuning else f"{task}-{stage}"
+                    cells = (self.accuracy, self.spread, self.density, self.order)
+                    todo += [(f"{cell.__name__}-{name}", cell, (task, stage, tuning)) for cell in cells]
+                if tuning == 0 and self.sizes.stages == STAGES:
+                    todo.append((f"cost-{task}", self.cost, (task,)))
+        found = {}
+        for name, cell, about in todo:
+            tuning = about[2] if len(about) == 3 else 0
+            found[name] = self.cells.get(name, self.options(name, tuning), partial(cell, *about))
         return {name: result for name, result in found.items() if result is not None}
 
 
@@ -297,7 +307,9 @@ def check(found: dict[str, dict[str, Any]]) -> list[str]:
         one, more = (measured[f"signs, example, {s}"]["diagonal"]["value"] for s in (1, best))
         if not more < 0.75 * one:
             wrong.append(f"draws: {best} samples err by {more:.2f}, one by {one:.2f}; expected about half")
-        if not measured["signs, batch, 1"]["diagonal"]["value"] > 1.3 * one:
+        # few draws of a heavy tail look small: quick mode's six give ratios from 1.24 to 1.34 (25 repetitions; 1.44 from
+        # 150 draws, 1.45 predicted), and equal forms give 1 within 0.05
+        if not measured["signs, batch, 1"]["diagonal"]["value"] > 1.12 * one:
             wrong.append("draws: squares of a batch are no worse than squares of examples")
     return wrong
 

@@ -117,6 +117,58 @@ def test_a_changed_file_is_refused_and_a_missing_one_skipped(study, tmp_path):
         runs.require_hash(path, "0" * 64)
 
 
+def test_every_fine_tuning_has_cells_of_its_own_and_the_first_keeps_its_names(study, monkeypatch, tmp_path):
+    neuromanifold = study("neuromanifold")
+    made = []
+    for kind in ("accuracy", "spread", "density", "order"):
+
+        def cell(self, task, stage, tuning=0, kind=kind):
+            made.append((kind, stage, tuning))
+            return {}
+
+        cell.__name__ = kind
+        monkeypatch.setattr(neuromanifold.Study, kind, cell)
+    monkeypatch.setattr(neuromanifold.Study, "cost", lambda self, task: {})
+    run = lambda count: neuromanifold.Study(neuromanifold.Sizes(tunings=count), tmp_path, tmp_path, None).run(["sst2"])
+    assert len(run(1)) == 2 * 4 + 1
+    assert len(made) == 8
+    found = run(3)
+    assert len(made) == 8 + 2 * 4  # what was there was kept: the number of fine-tunings is no option of the first
+    assert set(made[8:]) == {(k, "after", n) for k in ("accuracy", "spread", "density", "order") for n in (1, 2)}
+    assert {"density-sst2-after", "density-sst2-after-1", "density-sst2-after-2", "cost-sst2"} < set(found)
+    assert json.loads((tmp_path / "density-sst2-after-2.json").read_text())["options"]["tuning"] == 2
+
+
+def test_ranges_over_fine_tunings_are_lowest_and_highest(study):
+    figures = study("figures")
+
+    def cells(mean, accuracy):
+        layer = {
+            "mean": {"value": mean},
+            "small": {"value": 0.5},
+            "small_of_sum": 0.1,
+            "lower_trace_share": 1.0,
+            "upper_trace_share": 2.0,
+        }
+        row = {"estimator": "monte_carlo", "group": "batch", "diagonal": [0, mean, 9]}
+        return (
+            {"accuracy": {"value": accuracy}},
+            {"layers": {"all": layer}, "output_space": {"confidence": 0.9}},
+            {"predicted": {"2": [], "32": [row]}},
+        )
+
+    kept = {}
+    for end, parts in (("", cells(3.0, 0.7)), ("-1", cells(1.0, 0.9)), ("-2", cells(2.0, 0.8))):
+        for kind, cell in zip(("accuracy", "density", "spread"), parts, strict=True):
+            kept[f"{kind}-sst2-after{end}"] = cell
+    said = "\n".join(figures._ranges(kept))
+    assert "3 fine-tunings" in said
+    assert "accuracy 70.0% to 90.0%" in said
+    assert "all: mean 1.0e+00 to 3.0e+00" in said
+    assert "batch, 32 texts: 1.00 to 3.00" in said
+    assert list(figures._ranges({"density-sst2-after": kept["density-sst2-after"]})) == []
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Intervals
 

@@ -6,42 +6,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
-from dynaxx import estimators, likelihoods
-from dynaxx.assembly.sweep import Sweeper
 from dynaxx.errors import InputError, bytes_as_text, choose
+from dynaxx.facts import Facts, gather
 from dynaxx.likelihoods import Likelihood
-from dynaxx.model.data import Data
-from dynaxx.model.network import Network, Predict
+from dynaxx.model.network import Predict
 from dynaxx.model.selection import Selector
 
 GOALS = ("diagonal", "trace", "spectrum", "solve")
 GRAM_ROWS = 20_000  # rows of a Gram matrix that decomposes in minutes on a laptop
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the advice rests on, measured on the data.
-
-    Args:
-        examples: N. outputs: C. positions: P, places of an example that have an output of their own. parameters: p.
-        columns: K, cotangents an example has under the exact estimator.
-        surprise: expected share of sampled labels that differ from the likeliest one, 1 - mean max p; 1/2 where labels
-            are not classes.
-        entries: layer-output entries of an example, which is what one cotangent occupies.
-        itemsize: bytes of a parameter.
-    """
-
-    examples: int
-    outputs: int
-    positions: int
-    parameters: int
-    columns: int
-    surprise: float
-    entries: int
-    itemsize: int
 
 
 @dataclass(frozen=True)
@@ -52,9 +26,10 @@ class Plan:
         options: what to give to ``fisher``.
         passes: cost in multiples of a plain forward and backward pass over the data.
         memory: bytes beyond the model and one batch.
-        error: predicted relative standard error of a typical entry (diagonal) or of the number; 0 where exact, NaN
-            where it approximates.
+        error: predicted relative standard error of an entry of the diagonal, entries weighed by their size, or of the
+            number; 0 where exact, NaN where it approximates.
         why: one sentence.
+        then: what to do with the operator, a function's name and its options; None where ``fisher`` is all.
     """
 
     options: dict[str, Any]
@@ -62,6 +37,7 @@ class Plan:
     memory: float
     error: float
     why: str
+    then: tuple[str, dict[str, Any]] | None = None
 
     def __str__(self) -> str:
         said = (
@@ -71,7 +47,12 @@ class Plan:
             if math.isnan(self.error)
             else f"error about {self.error:.1%}"
         )
-        return f"{self.options}: about {self.passes:.3g} passes, {bytes_as_text(self.memory)}, {said}. {self.why}"
+        how = (
+            ""
+            if self.then is None
+            else f", then {self.then[0]}(F, {', '.join(f'{k}={v}' for k, v in self.then[1].items())})"
+        )
+        return f"{self.options}{how}: about {self.passes:.3g} passes, {bytes_as_text(self.memory)}, {said}. {self.why}"
 
 
 @dataclass(frozen=True)
@@ -106,10 +87,20 @@ def advise(
     """Say which estimator and form to use for a goal, and why.
 
     The rules: an exact answer wherever it costs little more than a sampled one (two classes need one column);
-        per-example squares always,
-    whose error falls as 1/sqrt(N); sampled labels as good as signs while the model is unsure, and much worse once it
-    is not, because what is rarely drawn is rarely seen; the Gram matrix for spectra while examples times columns stay
-    below 20,000.
+        per-example squares wherever there are many examples, for their error falls as 1/sqrt(N); deflation where there
+        are few, columns are many and the effective rank is small; sampled labels as good as signs while the model is
+        unsure, and much worse once it is not, because what is rarely drawn is rarely seen; the Gram matrix for spectra
+        while examples times columns stay below 20,000.
+
+    With r = (tr F)^2 / |F|_F^2, the participation ratio, S draws, V_n the variance of one draw's |g_n|^2, and R what
+    deflation leaves of F, relative errors are
+
+        diagonal    per example sqrt(2 mean_n (tr F_n)^2 / (N S)) / tr F        deflated sqrt(2 / S) tr R / tr F
+        trace       per example sqrt(mean_n V_n / (N S)) / tr F                 deflated sqrt(2 / S) |R|_F / tr F
+                    one sum a batch sqrt(2 / (S r)), less what |g_n|^2 lacks of a normal draw's variance
+
+    An entry's is sum_i stderr_i / sum_i F_ii: entries count by their size, and are taken to vary over examples as
+    traces do. r and R come from a Gram matrix of sampled gradients, V_n from drawing a few examples again.
 
     Args:
         goal: "diagonal", "trace", "spectrum" or "solve" (products with the damped inverse).
@@ -125,9 +116,12 @@ def advise(
     Raises:
         InputError: an unknown goal, or nothing fits the budget and memory.
 
-    Cost: a forward pass over the data without gradients.
+    Cost: a forward pass over the data without gradients; for "diagonal" and "trace" reverse passes of some 400 examples
+        besides, few of them drawn often or many seldom, inner products of 128 sampled gradients (of fewer beyond a
+        million parameters), and at most 1 GiB for what these are made of.
 
-    Source: the variances of Sun 2025 and Soen & Sun 2021, in the form of ``predicted_error``.
+    Source: the variances of Sun 2025 and Soen & Sun 2021, in the form of ``predicted_error``; deflation as in Meyer et
+        al. 2021 (Hutch++), in Gram form.
 
     >>> import torch, dynaxx
     >>> advice = dynaxx.advise(torch.nn.Linear(5, 2), torch.randn(64, 5))
@@ -135,7 +129,7 @@ def advise(
     {'estimator': 'exact', 'form': 'diagonal'}
     """
     choose("goal", goal, GOALS)
-    facts = _measure(model, data, likelihood, params, predict)
+    facts = gather(model, data, likelihood, params, predict, concentrated=goal in ("diagonal", "trace"))
     plans = {"diagonal": _diagonal, "trace": _diagonal, "spectrum": _spectrum, "solve": _solve}[goal](facts, goal)
     allowed = [plan for plan in plans if plan.passes <= budget and plan.memory <= memory]
     if not allowed:
@@ -150,39 +144,14 @@ def advise(
     return Advice(ranked[0], [plan for plan in plans if plan is not ranked[0]], facts)
 
 
-def _measure(
-    model: nn.Module, data: Any, likelihood: str | Likelihood, params: Selector, predict: Predict | None
-) -> Facts:
-    meaning = likelihoods.resolve(likelihood)
-    network = Network(model, meaning, params, predict)
-    exact = estimators.resolve("exact", meaning)
-    sweeper = Sweeper(network, Data(data, network.device), exact)
-    examples = positions = columns = entries = outputs = 0
-    certainty = 0.0
-    with network.guarded():
-        for batch in sweeper.data:
-            if examples == 0:
-                tape = sweeper.tape(batch)
-                output, entries = tape.output, tape.entries // batch.count
-                positions, columns, outputs = output.z.shape[1], exact.number(output), output.z.shape[2]
-            else:
-                with torch.no_grad():
-                    output = network(batch)
-            examples += batch.count
-            if isinstance(meaning, likelihoods.Categorical):
-                certainty += float(torch.softmax(output.z.detach().float(), -1).amax(-1).mean(1).sum())
-    surprise = 1 - certainty / examples if isinstance(meaning, likelihoods.Categorical) else 0.5
-    size = network.layout.size
-    return Facts(examples, outputs, positions, size, columns, surprise, entries, network.layout.dtype.itemsize)
-
-
-def _sampled_error(facts: Facts, estimator: str, samples: int) -> float:
-    """Typical relative standard error of an entry from per-example squares, sqrt(2 / (N S)); for labels at least
-    1/sqrt(surprises drawn)."""
-    plain = math.sqrt(2 / (facts.examples * samples))
-    if estimator == "hutchinson":
-        return plain
-    return max(plain, 1 / math.sqrt(max(facts.surprise * facts.examples * facts.positions * samples, 1e-12)))
+def _sampled_error(facts: Facts, goal: str, estimator: str, samples: int) -> float:
+    """Relative standard error from per-example squares; for labels at least 1/sqrt(surprises drawn)."""
+    plain = math.sqrt(2 * facts.unevenness / facts.examples)
+    if goal == "trace":
+        plain = facts.noise.get(estimator, 0.0)
+    if estimator == "monte_carlo":
+        plain = max(plain, 1 / math.sqrt(max(facts.surprise * facts.examples * facts.positions, 1e-12)))
+    return plain / math.sqrt(samples)
 
 
 def _diagonal(facts: Facts, goal: str) -> list[Plan]:
@@ -201,7 +170,39 @@ def _diagonal(facts: Facts, goal: str) -> list[Plan]:
             if goal == "diagonal":
                 options["head"] = "exact"
             passes = (1 + 2 * samples) / 3 * 1.2
-            plans.append(Plan(options, passes, held, _sampled_error(facts, estimator, samples), why))
+            plans.append(Plan(options, passes, held, _sampled_error(facts, goal, estimator, samples), why))
+    return plans + (_plain(facts, held) if goal == "trace" else []) + _deflated(facts, goal)
+
+
+def _plain(facts: Facts, held: float) -> list[Plan]:
+    """Traces from one sum over the batch: an ordinary backward pass a draw."""
+    ratio = facts.participation_ratio
+    if ratio is None or math.isnan(ratio):
+        return []
+    # cross terms between examples have no more than a normal draw's variance; within an example signs have less
+    variance = max(0.0, 2 / ratio - 2 * facts.within / facts.examples) + facts.noise["hutchinson"] ** 2
+    why = f"One backward pass a draw; the participation ratio is {ratio}."
+    options = {"estimator": "hutchinson", "form": "diagonal", "group": "batch"}
+    return [Plan(options | {"samples": S}, (1 + 2 * S) / 3, held, math.sqrt(variance / S), why) for S in (1, 4, 16, 64)]
+
+
+def _deflated(facts: Facts, goal: str) -> list[Plan]:
+    plans, rows = [], facts.examples * facts.columns
+    for sketch, (trace, norm) in facts.remainders.items():
+        if sketch >= rows:
+            continue
+        why = (
+            f"{sketch} columns leave {trace:.2g} of the trace; the participation ratio is {facts.participation_ratio}."
+        )
+        error = math.sqrt(2 / sketch) * (norm if goal == "trace" else trace)
+        options = {"estimator": "exact", "form": "implicit"}
+        held = 16.0 * sketch * rows + 88.0 * facts.parameters
+        given: dict[str, Any] = {"sketch": sketch, "samples": sketch}
+        plans.append(Plan(options, (1 + 8 * sketch) / 3, held, error, why, ("dynaxx.deflated", given)))
+        if goal == "trace":
+            held, given = 3.0 * sketch * facts.parameters * facts.itemsize, {"samples": 3 * sketch}
+            product = ("dynaxx.linalg.hutch_plus_plus", given)
+            plans.append(Plan(options, (1 + 12 * sketch) / 3, held, error, why, product))
     return plans
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from dynaxx.assembly.entries import BlockCollector, DenseCollector, DiagonalColl
 from dynaxx.assembly.gram import GramCollector, require_gram
 from dynaxx.assembly.kronecker import EigenvalueCollector, KroneckerCollector
 from dynaxx.assembly.pullback import Pullback
+from dynaxx.assembly.spread import diagonal_stderr
 from dynaxx.assembly.sweep import Collector, Sweeper
 from dynaxx.errors import InputError, choose
 from dynaxx.likelihoods import Likelihood
@@ -22,6 +24,7 @@ from dynaxx.model.network import Network, Predict
 from dynaxx.model.selection import Selector
 from dynaxx.operators.base import Operator, Sampling
 from dynaxx.operators.block import BlockDiagonal
+from dynaxx.operators.diagonal import Diagonal
 from dynaxx.operators.gram import Gram
 from dynaxx.operators.implicit import Implicit
 
@@ -158,6 +161,9 @@ def fisher(
         collectors["kfac"] = KroneckerCollector(network.layout, sharing)
     if collectors:
         made |= dict(zip(collectors, sweeper.run(list(collectors.values())), strict=True))
+    sampled = made.get("diagonal")
+    if isinstance(sampled, Diagonal) and chosen.samples:
+        sampled.stderr = partial(diagonal_stderr, sweeper, head=head == "exact")
     if "ekfac" in forms:
         factors = collectors["kfac"]
         kfac = made["kfac"]

@@ -121,7 +121,7 @@ def _build(
     if kind == "dense":
         return Dense(tensors["matrix"], layout, count, sampling, definite)
     if kind == "diagonal":
-        return Diagonal(tensors["values"], layout, count, sampling, definite)
+        return Diagonal(tensors["values"], layout, count, sampling, definite, stderr=tensors.get("stderr"))
     if kind == "gram":
         return Gram(tensors["matrix"], tensors["diagonal"], None, layout, count, sampling)
     if kind == "kfac":
