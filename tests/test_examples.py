@@ -131,6 +131,26 @@ def test_reduce_a_classifier(example):
     assert found["found"].k < 0.6 * 1482
 
 
+def test_monitor_a_training(example, tmp_path, monkeypatch, capsys):
+    from dynaxx.track import Store
+
+    monkeypatch.chdir(tmp_path)  # it keeps its store where it is run
+    found = example("monitor_a_training.py")
+    monitor = found["monitor"]
+    assert [record.step for record in monitor.history] == [0, 40, 80, 120, 160, 200]
+    assert monitor.events == []
+    assert capsys.readouterr().out.count("effective dimension") >= 6
+    dimension = [float(record.values["dynaxx/effective_dimension"]) for record in monitor.history]
+    assert max(dimension) > 2 * dimension[0]
+    assert dimension[-1] < 0.8 * max(dimension)  # rises first, then falls, in good health
+    assert not found["found"]["today"][0].significant
+    assert found["found"]["today, faded"][0].significant
+    with Store("monitored.db", readonly=True) as store:
+        (info,) = store.runs()
+        assert info.status == "finished"
+        assert len(store.metrics(info.id, "dynaxx/effective_dimension")) == 6
+
+
 def test_the_commands_of_the_model_factories(example):
     """The factories are what the command line's import strings name; both models take the data they come with."""
     made = example("digits_models.py")

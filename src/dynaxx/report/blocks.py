@@ -8,8 +8,11 @@ from html import escape
 from typing import Any
 
 from dynaxx.report.charts import describe, remarks, table
-from dynaxx.report.document import Facts, Image, Lines, Note, Spectra, Table
+from dynaxx.report.document import Facts, Image, Lines, Note, Scatter, Spectra, Table
 from dynaxx.report.numerals import cell, is_number, plain
+from dynaxx.report.scatter import describe as describe_scatter
+from dynaxx.report.scatter import remarks as scatter_remarks
+from dynaxx.report.scatter import table as scatter_table
 
 NOTE_WORDS = {"info": "Note", "good": "Good", "warning": "Warning", "bad": "Problem"}
 
@@ -23,6 +26,8 @@ def html(block: Any, index: int = 0) -> str:
     """One block as HTML; ``index`` is a chart's place in the page's data."""
     if isinstance(block, (Lines, Spectra)):
         return _chart(block, index)
+    if isinstance(block, Scatter):
+        return _scatter(block, index)
     return _RENDERERS[type(block)](block)
 
 
@@ -63,6 +68,18 @@ def _chart(block: Lines | Spectra, index: int) -> str:
         f'<div class="plot" data-chart="{index}" role="img" aria-label="{text(describe(block))}"></div>'
         f'<div class="remarks">{notes}</div>'
         f"<details><summary>Data</summary>{_table(table(block))}</details></figure>"
+    )
+
+
+def _scatter(block: Scatter, index: int) -> str:
+    notes = "".join(f"<p>{text(remark)}</p>" for remark in scatter_remarks(block))
+    # what turns with the keyboard has to be reachable by it
+    role = 'role="application" tabindex="0"' if block.points.shape[1] == 3 else 'role="img"'
+    return (
+        f'<figure class="chart"><figcaption>{text(block.title)}</figcaption>'
+        f'<div class="cloud" data-cloud="{index}" {role} aria-label="{text(describe_scatter(block))}"></div>'
+        f'<div class="remarks">{notes}</div>'
+        f"<details><summary>Data</summary>{_table(scatter_table(block))}</details></figure>"
     )
 
 

@@ -15,9 +15,9 @@ MOST_ROWS = 60  # of the table behind a chart
 DEPTH = 1e-4  # how far below its floor a spectrum is drawn: what lies there is rounding, and its depth says nothing
 
 
-def chart(block: Lines | Spectra) -> dict[str, Any]:
-    """A chart as plain data for the page's script, NaN and infinities as None."""
-    return _lines(block) if isinstance(block, Lines) else _spectra(block)
+def chart(block: Lines | Spectra, most: int = MOST_POINTS) -> dict[str, Any]:
+    """A chart as plain data for the page's script, NaN and infinities as None; about ``most`` points to a curve."""
+    return _lines(block, most) if isinstance(block, Lines) else _spectra(block)
 
 
 def remarks(block: Lines | Spectra) -> list[str]:
@@ -82,23 +82,23 @@ def thin(series: Series, most: int = MOST_POINTS) -> Series:
     n = len(series.x)
     if n <= most:
         return series
-    keep: set[int] = {0, n - 1}
-    finite = np.isfinite(series.y)
-    for stretch in np.array_split(np.arange(n), max(1, most // 4)):
-        keep.add(int(stretch[0]))
-        inside = stretch[finite[stretch]]
-        if len(inside):
-            keep |= {int(inside[series.y[inside].argmin()]), int(inside[series.y[inside].argmax()])}
-        if len(inside) < len(stretch):
-            keep.add(int(stretch[~finite[stretch]][0]))
-    index = np.array(sorted(keep))
+    count = max(1, most // 4)
+    width = -(-n // count)
+    # a table with a stretch in each row; its last row is filled up with copies of the last point
+    places = np.minimum(np.arange(-(-n // width) * width), n - 1).reshape(-1, width)
+    y = series.y[places]
+    gaps = ~np.isfinite(y)
+    rows, first = np.arange(len(y)), np.zeros(len(y), dtype=int)
+    lowest, highest = np.where(gaps, np.inf, y).argmin(1), np.where(gaps, -np.inf, y).argmax(1)
+    chosen = [places[rows, column] for column in (first, lowest, highest, gaps.argmax(1))]
+    index = np.unique([*chosen, np.full(len(y), n - 1)])
     bands = (None, None) if series.low is None else (series.low[index], series.high[index])
     return Series(series.name, series.x[index], series.y[index], *bands)
 
 
-def _lines(block: Lines) -> dict[str, Any]:
+def _lines(block: Lines, most: int) -> dict[str, Any]:
     curves = []
-    for series in map(thin, block.series):
+    for series in (thin(each, most) for each in block.series):
         keep = series.x > 0 if block.log_x else np.ones(len(series.x), dtype=bool)
         curve = {"name": series.name, "x": _column(series.x[keep])}
         for key in ("y", "low", "high"):

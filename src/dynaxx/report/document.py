@@ -176,6 +176,40 @@ class Spectra:
         object.__setattr__(self, "spectra", made)
 
 
+@dataclass(frozen=True, eq=False)
+class Scatter:
+    """Points in a plane, or in space and then rotatable, on one scale for all axes, coloured by label.
+
+    Args:
+        title: what is drawn.
+        points: (m, 2) or (m, 3) finite numbers.
+        labels: (m,) words; points of one label share a colour and a place in the legend. Default: all alike.
+        axes: the names of the coordinates, with units; default x, y, z.
+        connect: join the points of a label in their order.
+        note: one sentence below.
+    """
+
+    title: str
+    points: Any
+    labels: Sequence[str] = ()
+    axes: Sequence[str] = ()
+    connect: bool = False
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        points = _finite_points(self.title, self.points)
+        labels = tuple(map(str, self.labels)) or ("",) * len(points)
+        axes = tuple(map(str, self.axes)) or ("x", "y", "z")[: points.shape[1]]
+        if len(labels) != len(points) or len(axes) != points.shape[1]:
+            raise InputError(
+                f"scatter {self.title!r}: {len(points)} points in {points.shape[1]} coordinates have {len(labels)} "
+                f"labels and {len(axes)} names of axes; give one of each for each"
+            )
+        object.__setattr__(self, "points", points)
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "axes", axes)
+
+
 @dataclass(frozen=True)
 class Note:
     """A paragraph set off by its weight: "info", "good", "warning" or "bad"."""
@@ -200,7 +234,7 @@ class Image:
             raise InputError(f"image {self.title!r} is no SVG source; figure.savefig(..., format='svg') makes one")
 
 
-Block = Facts | Table | Lines | Spectra | Note | Image
+Block = Facts | Table | Lines | Spectra | Scatter | Note | Image
 
 
 @dataclass(frozen=True)
@@ -247,6 +281,18 @@ def _numbers(name: str, key: str, values: Any) -> np.ndarray:
     if column.ndim != 1:
         raise InputError(f"{name!r}: {key} have shape {column.shape}; give one axis, shape (n,)")
     return column
+
+
+def _finite_points(title: str, given: Any) -> np.ndarray:
+    if hasattr(given, "detach"):
+        given = given.detach().cpu().double()
+    try:
+        points = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"scatter {title!r}: points are not numbers; give (m, 2) or (m, 3) of them") from error
+    if points.ndim != 2 or points.shape[1] not in (2, 3) or not np.isfinite(points).all():
+        raise InputError(f"scatter {title!r}: points of shape {points.shape}; give finite ones, (m, 2) or (m, 3)")
+    return points
 
 
 def _require_instances(where: str, what: str, items: Sequence[Any], kinds: Any) -> None:

@@ -20,7 +20,8 @@ from typing import Any
 from dynaxx.errors import InputError
 from dynaxx.report.blocks import html, text
 from dynaxx.report.charts import chart
-from dynaxx.report.document import Document, Lines, Section, Spectra
+from dynaxx.report.document import Document, Lines, Scatter, Section, Spectra
+from dynaxx.report.scatter import cloud
 
 
 def page(document: Document) -> str:
@@ -35,8 +36,10 @@ def page(document: Document) -> str:
     """
     if not isinstance(document, Document):
         raise InputError(f"page() takes a dynaxx.report.Document, not a {type(document).__name__}")
-    charts = [block for section in document.sections for block in section.blocks if isinstance(block, (Lines, Spectra))]
-    numbers = {id(block): index for index, block in enumerate(charts)}
+    blocks = [block for section in document.sections for block in section.blocks]
+    charts = [block for block in blocks if isinstance(block, (Lines, Spectra))]
+    clouds = [block for block in blocks if isinstance(block, Scatter)]
+    numbers = {id(block): index for kind in (charts, clouds) for index, block in enumerate(kind)}
     style, script = _style(), _script()
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:"
     sections = [_section(index, section, numbers) for index, section in enumerate(document.sections, 1)]
@@ -65,6 +68,7 @@ def page(document: Document) -> str:
             "</main>",
             _footer(document),
             f'<script type="application/json" id="charts">{embedded([chart(block) for block in charts])}</script>',
+            f'<script type="application/json" id="clouds">{embedded([cloud(block) for block in clouds])}</script>',
             f"<script>{script}</script>",
             "</body>",
             "</html>",
@@ -116,13 +120,15 @@ def static(name: str) -> str:
 
 @cache
 def _style() -> str:
-    return static("uPlot.min.css") + static("page.css")
+    return static("uPlot.min.css") + static("page.css") + static("scatter.css")
 
 
 @cache
 def _script() -> str:
     notice = "/* " + static("uPlot.LICENSE").strip().replace("*/", "") + " */\n"
-    return notice + static("uPlot.iife.min.js") + "\n" + static("page.js")
+    return "\n".join(
+        (notice + static("uPlot.iife.min.js"), *(static(f"{name}.js") for name in ("chart", "scatter", "page")))
+    )
 
 
 def _hash(content: str) -> str:
@@ -144,7 +150,7 @@ def _section(index: int, section: Section, numbers: dict[int, int]) -> str:
     parts += [f"<p>{text(paragraph)}</p>" for paragraph in section.text.split("\n\n") if paragraph.strip()]
     row: list[str] = []  # charts that follow each other stand side by side where there is room
     for block in section.blocks:
-        if isinstance(block, (Lines, Spectra)):
+        if isinstance(block, (Lines, Spectra, Scatter)):
             row.append(html(block, numbers[id(block)]))
             continue
         parts += _row(row)

@@ -7,19 +7,20 @@ Metrics stand under the part of their name before the last slash. Those of layer
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from dynaxx.report.document import Block, Document, Facts, Lines, Marker, Note, Section, Series, Spectra, Table
 from dynaxx.report.numerals import cell, duration, moment
-from dynaxx.track import Alert, Artifact, Columns, RunInfo, Store
+from dynaxx.track import Alert, ArrayRecord, Artifact, Columns, RunInfo, Store
+from dynaxx.track.names import floor_names, is_spectrum, layer_of
+from dynaxx.track.search import flat
 
 MOST_CURVES = 8  # in one chart: as many as there are colours
 MOST_SPECTRA = 4
 MOST_MARKERS = 12
-_LAYER = "/layer/"
-_FLOOR = "floor"
 _LEVELS = {"info": "info", "warning": "warning", "error": "bad"}
 _ENDED: dict[str, Note | None] = {
     "running": Note("This run is still going; the report shows it as it stood."),
@@ -43,7 +44,7 @@ def document_from_run(store: Store, run_id: int) -> Document:
     metrics = store.metrics(run_id)
     alerts = store.alerts(run_id)
     spectra, others = _arrays(store, run_id, metrics)
-    floors = {f"{name}/{_FLOOR}" for name in store.array_names(run_id)}  # drawn with their spectra
+    floors = {floor for name in store.array_names(run_id) for floor in floor_names(name)}  # drawn with their spectra
     sections = [
         _overview(info, metrics, alerts),
         *_metric_sections({name: metrics[name] for name in metrics if name not in floors}, alerts),
@@ -103,7 +104,7 @@ def _metric_sections(metrics: dict[str, Columns], alerts: list[Alert]) -> list[S
     layers: dict[str, dict[str, Columns]] = defaultdict(dict)
     for name, columns in metrics.items():
         group, _, quantity = name.rpartition("/")
-        if _LAYER in name and (layer := group.partition(_LAYER)[2]):
+        if layer := layer_of(name):
             layers[quantity][layer] = columns
         else:
             groups[group][quantity] = columns
@@ -129,14 +130,15 @@ def _chart(title: str, members: dict[str, Columns], markers: list[Marker]) -> Li
         order = sorted(members, key=lambda name: -np.inf if np.isnan(size[name]) else -size[name])
         note = f"{MOST_CURVES} of {len(members)} layers, those with the largest last value; the table has them all."
         members = {name: members[name] for name in members if name in order[:MOST_CURVES]}
-    series = [_series(name, columns) for name, columns in members.items()]
+    series = [series_of(name, columns) for name, columns in members.items()]
     if any(one.low is not None for one in series):
         note = f"{note} Bands: two standard errors to either side.".strip()
-    log = _wants_log(np.concatenate([columns.values for columns in members.values()]))
+    log = wants_log(np.concatenate([columns.values for columns in members.values()]))
     return Lines(title, series, log_y=log, markers=markers, note=note)
 
 
-def _series(name: str, columns: Columns) -> Series:
+def series_of(name: str, columns: Columns) -> Series:
+    """A metric as a curve, with a band of two standard errors to either side where there are any."""
     spread = columns.stderrs
     if not (np.isfinite(spread) & (spread > 0)).any():
         return Series(name, columns.steps, columns.values)
@@ -144,7 +146,7 @@ def _series(name: str, columns: Columns) -> Series:
     return Series(name, columns.steps, columns.values, columns.values - spread, columns.values + spread)
 
 
-def _wants_log(values: np.ndarray) -> bool:
+def wants_log(values: np.ndarray) -> bool:
     """A thousandfold range of positive values is flat on a linear scale."""
     finite = values[np.isfinite(values)]
     return bool(len(finite) and finite.min() > 0 and finite.max() / finite.min() > 1e3)
@@ -164,11 +166,11 @@ def _arrays(store: Store, run_id: int, metrics: dict[str, Columns]) -> tuple[lis
     for name in store.array_names(run_id):
         steps = store.array_steps(run_id, name)
         places = np.unique(np.linspace(0, len(steps) - 1, MOST_SPECTRA).round().astype(int))
-        is_spectrum = "spectrum" in name.lower() or "eigenvalue" in name.lower()
-        records = store.arrays(run_id, name, [steps[place] for place in places] if is_spectrum else steps[-1:])
-        if is_spectrum and all(record.value.ndim == 1 and record.value.dtype.kind in "fiu" for record in records):
-            floors = metrics.get(f"{name}/{_FLOOR}")
-            curves = [(f"step {cell(r.step)}", r.value, _floor_at(floors, r.step)) for r in records]
+        wanted = is_spectrum(name)
+        records = store.arrays(run_id, name, [steps[place] for place in places] if wanted else steps[-1:])
+        if wanted and all(record.value.ndim == 1 and record.value.dtype.kind in "fiu" for record in records):
+            floors = [metrics[floor] for floor in floor_names(name) if floor in metrics]
+            curves = [(f"step {cell(r.step)}", r.value, floor_of(r, floors)) for r in records]
             note = f"{len(curves)} of {len(steps)} steps." if len(curves) < len(steps) else ""
             spectra.append(Spectra(name, curves, note=note))
             continue
@@ -181,32 +183,21 @@ def _arrays(store: Store, run_id: int, metrics: dict[str, Columns]) -> tuple[lis
     return spectra, [Table(heads, rows, "The last of each")] if rows else []
 
 
-def _floor_at(floors: Columns | None, step: int) -> float | None:
-    """The floor logged beside a spectrum as ``<name>/floor``; None where there was none, since a guess is not a
-    floor."""
-    if floors is None or step not in floors.steps:
-        return None
-    value = float(floors.values[floors.steps == step][0])
-    return value if np.isfinite(value) and value > 0 else None
+def floor_of(record: ArrayRecord, floors: Iterable[Columns]) -> float | None:
+    """The floor in the spectrum's attributes, or logged beside it (``floor_names``); None where there was none, since a
+    guess is not a floor.
+    """
+    beside = [one.values[one.steps == record.step] for one in floors]
+    found = [record.attributes.get("floor"), *(float(values[0]) for values in beside if len(values))]
+    return next((float(one) for one in found if isinstance(one, (int, float)) and np.isfinite(one) and one > 0), None)
 
 
 def _settings(info: RunInfo, artifacts: list[Artifact]) -> list[Section]:
     blocks: list[Block] = []
     if info.config:
-        blocks.append(Table(("setting", "value"), _flat(info.config), "Configuration"))
-    blocks.append(Table(("what", "value"), _flat(info.environment), "Environment"))
+        blocks.append(Table(("setting", "value"), flat(info.config), "Configuration"))
+    blocks.append(Table(("what", "value"), flat(info.environment), "Environment"))
     if artifacts:
         rows = [(item.name, item.mime, item.size, item.path or "in the store") for item in artifacts]
         blocks.append(Table(("file", "type", "bytes", "place"), rows, "Files"))
     return [Section("Settings", blocks=blocks)]
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings under dotted names. Values are shown as given: a seed is no quantity to be rounded."""
-    rows: list[tuple[str, str]] = []
-    for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", str(value)))
-    return rows

@@ -17,8 +17,9 @@ from rich.text import Text
 
 from dynaxx.report.blocks import NOTE_WORDS
 from dynaxx.report.charts import remarks
-from dynaxx.report.document import Document, Facts, Image, Lines, Note, Section, Spectra, Table
+from dynaxx.report.document import Document, Facts, Image, Lines, Note, Scatter, Section, Spectra, Table
 from dynaxx.report.numerals import cell, is_number, number, plain
+from dynaxx.report.scatter import summary
 
 _BARS = "▁▂▃▄▅▆▇█"
 _STYLES = {"info": "cyan", "good": "green", "warning": "yellow", "bad": "bold red"}
@@ -167,6 +168,11 @@ def _spectra(block: Spectra) -> RenderableType:
     return _curves(block.title, heads, rows, remarks(block))
 
 
+def _scatter(block: Scatter) -> RenderableType:
+    parts: list[RenderableType] = [_text(block.title, "bold"), _table(summary(block))]
+    return Group(*parts, _text(block.note, "dim")) if block.note else Group(*parts)
+
+
 def _note(block: Note) -> RenderableType:
     return Text.assemble((NOTE_WORDS[block.level], _STYLES[block.level]), " ", plain(block.text))
 
@@ -180,6 +186,7 @@ _RENDERERS: dict[type, Callable[[Any], RenderableType]] = {
     Table: _table,
     Lines: _lines,
     Spectra: _spectra,
+    Scatter: _scatter,
     Note: _note,
     Image: _image,
 }
