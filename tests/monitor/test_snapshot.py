@@ -40,7 +40,7 @@ def test_numbers_are_those_of_the_dense_matrix():
     }
     assert set(look.values) == set(expected)
     for name, value in expected.items():
-        assert float(look.values[name]) == pytest.approx(float(value), rel=1e-8), name
+        assert float(look.values[name]) == pytest.approx(value.item(), rel=1e-8), name
     assert (look.exact, look.rows, look.rank_bound) == (True, 24, 24)
 
 

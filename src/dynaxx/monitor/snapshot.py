@@ -14,13 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from dynaxx import likelihoods
-from dynaxx.errors import InputError
+from dynaxx.assembly.pullback import Pullback
+from dynaxx.errors import InputError, SizeError, require_memory
 from dynaxx.fisher import fisher
 from dynaxx.likelihoods import Likelihood
+from dynaxx.linalg import quadrature
 from dynaxx.model.data import Data, map_tensors
 from dynaxx.model.network import Network, Predict
-from dynaxx.operators.implicit import GRAM_ROWS
+from dynaxx.operators.base import DENSE_SIZE
+from dynaxx.operators.gram import Gram
+from dynaxx.operators.implicit import GRAM_ROWS, Implicit
 from dynaxx.spectrum import SampledSpectrum, Spectrum
+
+GRAM_MEMORY = 2e9  # bytes; beside a training nobody expects a look to take more
+LANCZOS_VECTORS = 24  # of length p, for one eigenvalue
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +119,13 @@ class Snapshot:
 
 
 def snapshot(
-    model: nn.Module, probe: Probe, *, prior_precision: float = 1.0, count: int | None = None, params: Any = None
+    model: nn.Module,
+    probe: Probe,
+    *,
+    prior_precision: float = 1.0,
+    count: int | None = None,
+    params: Any = None,
+    memory: float | None = None,
 ) -> Snapshot:
     """Trace, top eigenvalue, effective rank and dimension, posterior and predictive entropy of a model on a probe.
 
@@ -130,6 +143,8 @@ def snapshot(
         prior_precision: d > 0 of the Gaussian prior; with weight decay c on a mean loss over N examples it is c N.
         count: N, the examples the weights were fitted to; default those of the probe.
         params: which parameters, as for ``dynaxx.fisher``.
+        memory: bytes that the Gram matrix may take while it is made; default 2 GB, and never more than half of what is
+            free. Where it would take more, the spectrum is sampled.
 
     Returns:
         A Snapshot: ``values`` (six names that start with ``dynaxx/``) and ``spectrum``.
@@ -158,23 +173,72 @@ def snapshot(
         "params": params,
     }
     with evaluating(model):
-        operator = fisher(model, probe.batch, form="implicit", **options)
-        rows = operator.rows
-        if rows <= GRAM_ROWS:
-            operator = fisher(model, probe.batch, form="gram", **options)
-        spectrum, trace = operator.spectrum(), operator.trace()
-        top = spectrum.eigenvalues[0] if isinstance(spectrum, Spectrum) else operator.eigenvalues(1)[0]
+        held = spectral(fisher(model, probe.batch, form="implicit", **options), memory)
+        spectrum, trace = spectrum_of(held), held.trace()
+        top = top_of(held, spectrum, memory)
         entropy = predictive_entropy(model, probe, params)
     prior: dict[str, Any] = {"prior_precision": prior_precision, "count": count or probe.count}
     values = {
         "dynaxx/trace": trace,
-        "dynaxx/top_eigenvalue": float(top),
+        "dynaxx/top_eigenvalue": top,
         "dynaxx/effective_rank": spectrum.effective_rank(),
         "dynaxx/effective_dimension": spectrum.effective_dimension(**prior),
         "dynaxx/posterior_entropy": spectrum.posterior_entropy(**prior),
         "dynaxx/predictive_entropy": entropy,
     }
-    return Snapshot(values, spectrum, operator.rank_bound, rows, time.perf_counter() - start)
+    return Snapshot(values, spectrum, held.rank_bound, held.rows, time.perf_counter() - start)
+
+
+def spectral(operator: Implicit, memory: float | None = None) -> Gram | Implicit:
+    """The operator through its Gram matrix where that has few rows and fits; else the operator itself.
+
+    Args:
+        memory: as for ``snapshot``.
+    """
+    if operator.rows > GRAM_ROWS:
+        return operator
+    needed = gram_bytes(operator)
+    if needed > (GRAM_MEMORY if memory is None else memory):
+        return operator
+    try:
+        require_memory("the Gram matrix of the probe", needed, "take a smaller probe")
+    except SizeError:
+        return operator
+    return operator.as_gram
+
+
+def gram_bytes(operator: Implicit) -> float:
+    """What the Gram matrix takes while it is made: the layer inputs and cotangents behind every row, the matrix, its
+    decomposition.
+    """
+    source = operator.source
+    assert isinstance(source, Pullback)
+    sweeper = source.sweeper
+    tape = sweeper.ready
+    if tape is None:
+        with sweeper.network.guarded():
+            tape = sweeper.tape(next(iter(sweeper.data)))
+    held = (operator.rows + operator.count) * tape.entries / tape.count * tape.output.z.element_size()
+    return held + 3 * 8 * operator.rows**2
+
+
+def spectrum_of(operator: Gram | Implicit) -> Spectrum | SampledSpectrum:
+    """The spectrum, exact from a Gram matrix or few parameters, else sampled."""
+    if isinstance(operator, Gram) or operator.shape[0] <= DENSE_SIZE:
+        return operator.spectrum()
+    return SampledSpectrum(quadrature(operator), count=operator.count, rank_bound=operator.rank_bound)
+
+
+def top_of(operator: Gram | Implicit, spectrum: Spectrum | SampledSpectrum, memory: float | None = None) -> float:
+    """The largest eigenvalue; where Lanczos vectors would take more than ``memory``, the largest node of the sampled
+    spectrum, which lies below it and after so many products usually at it.
+    """
+    if isinstance(spectrum, Spectrum):
+        return float(spectrum.eigenvalues[:1].sum())
+    basis = LANCZOS_VECTORS * operator.shape[0] * operator.dtype.itemsize
+    if basis > (GRAM_MEMORY if memory is None else memory):
+        return float(spectrum.nodes.max())
+    return float(operator.eigenvalues(1)[0])
 
 
 def predictive_entropy(model: nn.Module, probe: Probe, params: Any = None) -> float:
