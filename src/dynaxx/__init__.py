@@ -35,10 +35,13 @@ _PUBLIC = {
     "ntk_spectrum": "dynaxx.spectra:ntk_spectrum",
     "data_spectrum": "dynaxx.spectra:data_spectrum",
     "likelihoods": "dynaxx.likelihoods",
+    "manifold": "dynaxx.manifold",
+    "Monitor": "dynaxx.monitor.monitor:Monitor",
 }
 
 if TYPE_CHECKING:
     from dynaxx import likelihoods as likelihoods
+    from dynaxx import manifold as manifold
     from dynaxx.advice import advise as advise
     from dynaxx.bounds import bracket as bracket
     from dynaxx.compress.prune import prune as prune
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from dynaxx.evolution import track_spectrum as track_spectrum
     from dynaxx.fisher import fisher as fisher
     from dynaxx.hessian import hessian as hessian
+    from dynaxx.monitor.monitor import Monitor as Monitor
     from dynaxx.operators.storage import load as load
     from dynaxx.penalty import fisher_trace_penalty as fisher_trace_penalty
     from dynaxx.prediction import predicted_error as predicted_error
