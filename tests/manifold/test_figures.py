@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import dynaxx
-from dynaxx.manifold import distances, inpca, plot_distances, plot_map, scatter
+from dynaxx.manifold import distances, inpca, plot_distances, plot_map, record, scatter
+from dynaxx.track import Store
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +88,13 @@ def test_the_block_carries_the_map(made):
 def test_bad_input(made, call, words):
     with pytest.raises(dynaxx.InputError, match=words):
         call(made)
+
+
+def test_a_map_is_kept_in_a_run():
+    with Store("sqlite://") as store:
+        with store.run("map") as run:
+            record(run, inpca(1 - torch.eye(3), k=2), [7, 7, 8], connect=True, step=0)
+        (kept,) = store.arrays(run.id, "dynaxx/inpca")
+    assert kept.value.shape == (3, 2)
+    assert kept.attributes["labels"] == ["7", "7", "8"]
+    assert kept.attributes["explained_stress"] == pytest.approx(1.0)

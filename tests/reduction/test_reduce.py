@@ -13,9 +13,10 @@ from torch import nn
 import oracles
 from architectures import CASES, NAMES
 from dynaxx.errors import InputError, SizeError
-from dynaxx.reduction import reduce
+from dynaxx.reduction import Curve, Point, reduce
 from dynaxx.reduction.bisection import bisect
 from dynaxx.report import Document, Section, page
+from dynaxx.track import Store
 from test_untouched import Watch, prepared
 
 mpl.use("Agg")
@@ -335,3 +336,15 @@ def test_curve_as_figure_rows_and_block():
     assert "rank 10" in text
     assert len(list(reduction.points(lambda m: 0.0))) == len({math.ceil(s * 10) for s in (0.1, 0.2, 0.4, 0.7, 1.0)})
     mpl.pyplot.close("all")
+
+
+def test_a_curve_is_kept_in_a_run():
+    points = [
+        Point(name, 0, k, k / 10, k / 5, 0.5, score) for name, k, score in (("random", 1, 0.25), ("random", 2, 0.5))
+    ]
+    with Store("sqlite://") as store:
+        with store.run("reduced") as run:
+            Curve(tuple(points), 1.0, 5, 10).record(run, step=3)
+        (kept,) = store.arrays(run.id, "dynaxx/reduction/random")
+    assert kept.value.tolist() == [[0.1, 0.25], [0.2, 0.5]]
+    assert kept.attributes == {"x": "k / p", "y": "score"}

@@ -90,7 +90,7 @@ def test_a_newer_schema_is_refused_and_left_alone(tmp_path):
     with sqlite3.connect(path) as raw:
         raw.execute("UPDATE schema_version SET version = 7")
     for readonly in (False, True):
-        refused(path, "schema version 7 and this dynaxx knows up to 1; upgrade", readonly=readonly)
+        refused(path, f"schema version 7 and this dynaxx knows up to {schema.VERSION}; upgrade", readonly=readonly)
     with sqlite3.connect(path) as raw:
         assert raw.execute("SELECT version FROM schema_version").fetchall() == [(7,)]
 
@@ -108,6 +108,8 @@ def test_an_older_schema_is_migrated_step_by_step_or_not_at_all(tmp_path):
     path = tmp_path / "a.db"
     Store(path).close()
     database = Database(path)
+    with database.writing() as connection:
+        connection.execute(text("UPDATE schema_version SET version = 1"))
     add = lambda name: lambda connection: connection.execute(text(f"ALTER TABLE run ADD COLUMN {name} INTEGER"))
 
     def broken(connection):

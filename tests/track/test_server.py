@@ -11,8 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import text
 
 from dynaxx.track import Store, StoreError, StoreWarning
+from dynaxx.track.export import export
+from dynaxx.track.health import health
+from track.first_schema import check, make
 
 pytest.importorskip("psycopg", reason="psycopg is not installed", exc_type=ImportError)
 FOUND = shutil.which("initdb") or next(iter(sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")))), None)
@@ -123,3 +127,35 @@ def test_a_server_that_goes_away_and_comes_back_costs_nothing(server):
             server.start()
         assert run.flush()
         assert store.metrics(run.id, "x").values.tolist() == [0.0, 1.0, 2.0]
+
+
+def test_what_is_kept_is_found_judged_exported_and_removed(server, tmp_path):
+    with Store(server.url) as store:
+        with store.run("parent", tags=["here"]) as run:
+            run.log({"x": 1.0}, step=0)
+            run.log({"x": math.nan}, step=1)
+            run.alert("beware", rule="r")
+            run.model_version("v", step=1, baseline={"x": math.inf})
+        with store.run("child", parent=run.id) as child:
+            child.log({"x": 2.0}, step=0)
+        assert [info.name for info in store.runs(tag="here", search="PARENT")] == ["parent"]
+        assert [info.name for info in store.runs(parent=run.id)] == ["child"]
+        last = store.last(run.id)["x"]
+        assert (last.first, last.step) == (0, 1)
+        assert store.extent(run.id, ["x"])["x"][:2] == (2, 1)
+        assert health(store, store.model_version(run.id, "v")).level == "bad"
+        export(store, tmp_path / "out.csv", [run.id])
+        assert (tmp_path / "out.csv").read_text().count("\n") == 3
+        store.remove([run.id])
+        store.tidy()
+        assert store.info(child.id).parent is None
+        assert "parent" not in [info.name for info in store.runs()]
+
+
+def test_a_database_of_the_first_version_is_migrated(server):
+    with Store(server.url) as store, store.database.engine().connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("CREATE DATABASE veteran"))
+    url = server.url.replace("/postgres?", "/veteran?")
+    make(url)
+    with Store(url) as store:
+        check(store)

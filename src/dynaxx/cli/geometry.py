@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from dynaxx import likelihoods
-from dynaxx.compress.data import gather
 from dynaxx.errors import InputError
 from dynaxx.fisher import fisher
+from dynaxx.model.reading import gather
 from dynaxx.monitor.snapshot import Probe, predictive_entropy
 from dynaxx.operators.implicit import GRAM_ROWS
 from dynaxx.report import Document, Eigenvalues, Note, Section, Spectra, Table

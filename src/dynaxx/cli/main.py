@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dynaxx.cli import compress, demo, inspect, options, runs
+from dynaxx.cli import compare, compress, dashboard, demo, export, gc, inspect, memory, options, runs
 from dynaxx.errors import InputError
 from dynaxx.version import __version__
 
@@ -22,8 +22,15 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("compress")(compress.compress)
 app.command("inspect")(inspect.inspect)
+app.command("estimate-memory")(memory.estimate_memory)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
+app.command("compare")(compare.compare)
+app.command("tag")(runs.tag)
+app.command("export")(export.export)
+app.command("gc")(gc.gc)
+app.command("migrate")(runs.migrate)
+app.command("dashboard")(dashboard.dashboard)
 
 
 def _version(given: bool) -> None:

@@ -30,6 +30,7 @@ Debug = Annotated[
 Seed = Annotated[int, typer.Option(help="Of initial weights, shuffling and sampling.")]
 Likelihood = Annotated[str, typer.Option(help="What the outputs mean: categorical, bernoulli, gaussian or poisson.")]
 Store = Annotated[str, typer.Option(help="Run store: the path of an SQLite file, or a database URL.")]
+Runs = Annotated[list[int], typer.Argument(metavar="RUN...", help="Numbers of runs, as `dynaxx runs` lists them.")]
 ModelArgument = Annotated[
     str,
     typer.Argument(

@@ -10,7 +10,7 @@ Source: Quinn et al., PNAS 116:13762 (2019); Mao et al., PNAS 121 (2024), arXiv 
 """
 
 from dynaxx.manifold.embedding import coordinates, embed
-from dynaxx.manifold.figures import plot_distances, plot_map, scatter
+from dynaxx.manifold.figures import plot_distances, plot_map, record, scatter
 from dynaxx.manifold.generalisation import PacBayes, pac_bayes
 from dynaxx.manifold.geodesics import geodesic, ignorance, progress, truth
 from dynaxx.manifold.pairwise import between_examples, distances
@@ -36,6 +36,7 @@ __all__ = [
     "procrustes",
     "progress",
     "rank_correlation",
+    "record",
     "scatter",
     "truth",
 ]

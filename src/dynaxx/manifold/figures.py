@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -12,6 +12,9 @@ from dynaxx.errors import InputError
 from dynaxx.manifold.checks import shape
 from dynaxx.manifold.scaling import Embedding
 from dynaxx.report import Scatter
+
+if TYPE_CHECKING:
+    from dynaxx.track import Run
 
 
 def plot_map(
@@ -133,6 +136,43 @@ def scatter(
         k = len(embedding.eigenvalues)
         note = f"{k} coordinates explain {embedding.explained_stress():.0%} of the stress."
     return Scatter(title, points, words, names, connect=connect, note=note)
+
+
+def record(
+    run: Run,
+    embedding: Embedding,
+    labels: Sequence[Any] | Tensor | None = None,
+    *,
+    connect: bool = False,
+    step: int | None = None,
+) -> None:
+    """Keep a map in a run of the store as the array ``dynaxx/inpca``, where the dashboard finds it.
+
+    Args:
+        run: one that goes on.
+        embedding, labels, connect: as for ``plot_map``.
+        step: of the run; default its last.
+
+    Raises:
+        InputError: labels do not fit.
+
+    >>> import torch
+    >>> from dynaxx.manifold import inpca
+    >>> from dynaxx.track import Store
+    >>> with Store("sqlite://") as store, store.run("map") as run:
+    ...     record(run, inpca(1 - torch.eye(3)), ["a", "b", "b"], step=0)
+    """
+    words = [""] * len(embedding.coordinates)
+    for name, index in _groups(labels, len(words)).items():
+        for i in index:
+            words[i] = name
+    said = {
+        "labels": words,
+        "connected": connect,
+        "eigenvalues": embedding.eigenvalues.tolist(),
+        "explained_stress": embedding.explained_stress(),
+    }
+    run.log_array("dynaxx/inpca", embedding.coordinates, step, said)
 
 
 def _chosen(embedding: Embedding | Tensor, axes: Sequence[int]) -> tuple[np.ndarray, list[str]]:

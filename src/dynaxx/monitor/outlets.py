@@ -32,7 +32,7 @@ class RunSink:
 
     def event(self, event: Alert) -> None:
         """An alert."""
-        self.run.alert(event.title, event.text, level=event.level, step=event.step)
+        self.run.alert(event.title, event.text, level=event.level, step=event.step, rule=event.rule)
 
     def flush(self) -> None:
         """The run's own writer does that, and ending the run waits for it."""

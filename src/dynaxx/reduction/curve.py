@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dynaxx.report.document import Lines, Series
+
+if TYPE_CHECKING:
+    from dynaxx.track import Run
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,15 @@ class Curve:
             log_x=True,
             note=note + ("." if self.exact else " of a sampled Fisher matrix."),
         )
+
+    def record(self, run: Run, step: int | None = None) -> None:
+        """Keep the curves in a run of the store, where the dashboard finds them: arrays ``dynaxx/reduction/<subspace>``
+        of rows (k / p, score) or (k / p, score, least, greatest).
+        """
+        for series in self.series():
+            band = [] if series.low is None or series.high is None else [series.low, series.high]
+            rows = np.stack([series.x, series.y, *band], axis=1)
+            run.log_array(f"dynaxx/reduction/{series.name}", rows, step, {"x": "k / p", "y": "score"})
 
     def figure(self, ax: Any = None, *, label: str = "score") -> Any:
         """Draw the curves with matplotlib: k / p below, k / rank above, the full model's score in dots.

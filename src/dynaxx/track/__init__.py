@@ -2,7 +2,7 @@
 
 from dynaxx.track.errors import StoreError, StoreWarning
 from dynaxx.track.names import check_name, clean_name
-from dynaxx.track.records import Alert, ArrayRecord, Artifact, Columns, ModelVersion, RunInfo
+from dynaxx.track.records import Alert, ArrayRecord, Artifact, Columns, Last, ModelVersion, RunInfo
 from dynaxx.track.run import Run
 from dynaxx.track.store import DEFAULT_STORE, Store
 
@@ -12,6 +12,7 @@ __all__ = [
     "ArrayRecord",
     "Artifact",
     "Columns",
+    "Last",
     "ModelVersion",
     "Run",
     "RunInfo",

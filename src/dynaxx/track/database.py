@@ -20,7 +20,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from dynaxx.track.errors import StoreError
-from dynaxx.track.schema import prepare, require_known, stored_version
+from dynaxx.track.schema import prepare, require_current, stored_version
 
 BUSY_SECONDS = 10.0
 _DRIVERS = {"psycopg": '"psycopg[binary]"', "psycopg2": "psycopg2-binary", "pymysql": "pymysql"}
@@ -84,6 +84,20 @@ class Database:
         with self.engine().execution_options(sqlite_begin="BEGIN IMMEDIATE").begin() as connection:
             yield connection
 
+    def compact(self) -> None:
+        """Give the space of deleted rows back to the file system. A server sees to that itself.
+
+        Raises:
+            StoreError: another program holds the file, or there is no room for the copy this takes.
+        """
+        if not self.sqlite:
+            return
+        try:
+            with self.engine().execution_options(sqlite_begin=None).connect() as connection:
+                connection.exec_driver_sql("VACUUM")
+        except SQLAlchemyError as error:
+            raise StoreError(f"cannot compact {self.label!r}: {explain(error)}") from error
+
     def close(self) -> None:
         """Close this process's connections."""
         if self._engine is not None and self._pid == os.getpid():
@@ -136,7 +150,7 @@ class Database:
                 found = stored_version(connection)
             if found is None:
                 raise StoreError("it holds no runs of dynaxx; name the file that a run wrote")
-            return require_known(found)
+            return require_current(found)
         if self.sqlite:
             self.journal_mode = self._choose_journal()
             self.engine().dispose()  # connections from now on know the mode

@@ -56,3 +56,30 @@ def clean_name(name: str) -> str:
     ('model.blocks_0_.weight', '_')
     """
     return _OTHER.sub("_", name)[-LONGEST:] or "_"
+
+
+def layer_of(name: str) -> str:
+    """The layer in a metric's name ``.../layer/<module>/<quantity>``; empty where it is of no layer.
+
+    >>> layer_of("dynaxx/layer/blocks.0.fc/trace"), layer_of("dynaxx/trace")
+    ('blocks.0.fc', '')
+    """
+    return name.rpartition("/")[0].partition("/layer/")[2]
+
+
+def is_spectrum(name: str) -> bool:
+    """Whether an array's name says that it holds eigenvalues.
+
+    >>> is_spectrum("dynaxx/spectrum"), is_spectrum("dynaxx/inpca")
+    (True, False)
+    """
+    return "spectrum" in name.lower() or "eigenvalue" in name.lower()
+
+
+def floor_names(array: str) -> tuple[str, str]:
+    """The metrics that hold the rounding floor of a spectrum where its attributes do not.
+
+    >>> floor_names("dynaxx/spectrum")
+    ('dynaxx/spectrum/floor', 'dynaxx/spectrum_floor')
+    """
+    return f"{array}/floor", f"{array}_floor"

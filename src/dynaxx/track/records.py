@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
@@ -27,6 +27,7 @@ class RunInfo:
         status: "running", "finished", "failed" or "interrupted"; a run left "running" by a process that is gone reads
             "interrupted" here.
         started, ended, heartbeat: seconds since 1970 (UTC); ended is None until the run ends.
+        parent: the run it goes on from, or belongs to. tags: in alphabetical order.
     """
 
     id: int
@@ -40,6 +41,8 @@ class RunInfo:
     host: str
     pid: int
     heartbeat: float
+    parent: int | None = None
+    tags: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -69,23 +72,43 @@ class Columns:
 
 @dataclass(frozen=True)
 class ArrayRecord:
-    """One array of one step. ``value`` has the shape and dtype it was logged with (little-endian, read-only)."""
+    """One array of one step.
+
+    ``value`` has the shape and dtype it was logged with (little-endian, read-only); ``attributes`` what was said of it
+    (of a spectrum: floor, dimension, count).
+    """
 
     name: str
     step: int
     wall: float
     value: np.ndarray
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Last:
+    """The last value of a metric: its step, its value, and its standard error (NaN where none was logged); and the step
+    of its first.
+    """
+
+    step: int
+    value: float
+    stderr: float
+    first: int = 0
 
 
 @dataclass(frozen=True)
 class Alert:
-    """Something a person should look at."""
+    """Something a person should look at. ``rule`` is what gave it; ``id`` grows with time through the whole store."""
 
     level: str
     title: str
     text: str
     step: int | None
     wall: float
+    rule: str | None = None
+    id: int = 0
+    run_id: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,13 +124,18 @@ class Artifact:
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A state of the model worth a name."""
+    """A state of the model worth a name.
+
+    ``baseline`` is what was measured of it, metric -> (value, standard error or NaN), for new data to be held against.
+    """
 
     name: str
     step: int | None
     wall: float
     digest: str | None
     details: dict[str, Any]
+    baseline: dict[str, tuple[float, float]] = field(default_factory=dict)
+    run_id: int = 0
 
 
 def encode_number(name: str, value: object) -> tuple[float | None, int, float | None]:
@@ -149,6 +177,29 @@ def decode_number(value: float | None, kind: int) -> float:
     inf
     """
     return _RESTORED[kind] if value is None else value
+
+
+def encode_baseline(values: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """metric -> [value, stderr] as JSON carries it: NaN and infinities as text, a standard error not known as null.
+
+    >>> encode_baseline({"rank": 3, "trace": float("nan")})
+    {'rank': [3.0, None], 'trace': ['nan', None]}
+    """
+    out = {}
+    for name, given in values.items():
+        value, kind, spread = encode_number(name, given)
+        out[name] = [str(_RESTORED[kind]) if value is None else value, spread]
+    return out
+
+
+def decode_baseline(values: Mapping[str, list[Any]] | None) -> dict[str, tuple[float, float]]:
+    """What :func:`encode_baseline` took apart.
+
+    >>> decode_baseline({"trace": ["inf", 0.5]})
+    {'trace': (inf, 0.5)}
+    """
+    pairs = (values or {}).items()
+    return {name: (float(value), math.nan if spread is None else float(spread)) for name, (value, spread) in pairs}
 
 
 def encode_array(name: str, value: Any) -> tuple[str, list[int], bytes]:

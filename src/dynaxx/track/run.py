@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dynaxx.errors import InputError, SizeError, bytes_as_text, choose
 from dynaxx.track import schema
 from dynaxx.track.names import check_name
-from dynaxx.track.records import LARGEST_BLOB, as_json, encode_array, encode_number
+from dynaxx.track.records import LARGEST_BLOB, as_json, encode_array, encode_baseline, encode_number
 from dynaxx.track.writer import Change, Metrics, Row, Writer
 
 if TYPE_CHECKING:
@@ -66,8 +66,15 @@ class Run:
         if encoded:
             self._writer.put(Metrics(self.id, number, time.time(), encoded))
 
-    def log_array(self, name: str, value: Any, step: int | None = None) -> None:
+    def log_array(
+        self, name: str, value: Any, step: int | None = None, attributes: Mapping[str, Any] | None = None
+    ) -> None:
         """Record an array, such as a spectrum: a tensor or anything numpy takes, up to 256 MB. It is copied now.
+
+        Args:
+            attributes: what belongs to it, as JSON can carry it. Of a spectrum (``dynaxx/spectrum``, eigenvalues,
+                descending) pages read ``floor``, ``dimension`` and ``count``; of ``dynaxx/inpca`` (points, axes)
+                ``labels``, ``eigenvalues`` and ``explained_stress``.
 
         Raises:
             InputError: a name that cannot be stored, no numbers, or the run has ended.
@@ -77,14 +84,18 @@ class Run:
         number = self._advance(step)
         dtype, shape, data = encode_array(name, value)
         row = {"run_id": self.id, "step": number, "wall": time.time(), "dtype": dtype, "shape": shape, "data": data}
+        row["attributes"] = as_json(dict(attributes or {}))
         self._writer.put(Row(schema.array, row, name))
 
-    def alert(self, title: str, text: str = "", level: str = "warning", step: int | None = None) -> None:
+    def alert(
+        self, title: str, text: str = "", level: str = "warning", step: int | None = None, rule: str | None = None
+    ) -> None:
         """Record something a person should look at, and write it and all before it to disk now.
 
         Args:
             title: at most 250 characters; a longer one is cut.
             level: "info", "warning" or "error".
+            rule: what gave it, for alerts of one kind to be found again.
 
         Raises:
             InputError: an unknown level, or the run has ended.
@@ -92,7 +103,11 @@ class Run:
         self._require_open()
         choose("level", level, LEVELS)
         row = {"run_id": self.id, "step": None if step is None else int(step), "wall": time.time(), "level": level}
-        row |= {"title": _plain(title)[:250], "text": _plain(text)}
+        row |= {
+            "title": _plain(title)[:250],
+            "text": _plain(text),
+            "rule": None if rule is None else _plain(rule)[:250],
+        }
         self._writer.put(Row(schema.alert, row))
         self._writer.hurry()
 
@@ -126,22 +141,40 @@ class Run:
         self._writer.put(Row(schema.artifact, row))
 
     def model_version(
-        self, name: str, digest: str | None = None, step: int | None = None, details: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        digest: str | None = None,
+        step: int | None = None,
+        details: Mapping[str, Any] | None = None,
+        baseline: Mapping[str, Any] | None = None,
     ) -> None:
         """Record a state of the model worth a name: a checkpoint, a pruned copy.
 
         Args:
             digest: of its weights, to tell whether a file is this state (at most 128 characters).
             details: anything JSON can carry.
+            baseline: metric -> number or Estimate, what was measured of this state; drift on new data is told against
+                it.
 
         Raises:
-            InputError: a name that cannot be stored, or the run has ended.
+            InputError: a name or a number that cannot be stored, or the run has ended.
         """
         self._require_open()
         check_name("model version", name)
         row = {"run_id": self.id, "name": name, "step": None if step is None else int(step), "wall": time.time()}
         row |= {"digest": None if digest is None else str(digest)[:128], "details": as_json(dict(details or {}))}
+        row["baseline"] = encode_baseline({check_name("metric", key): value for key, value in (baseline or {}).items()})
         self._writer.put(Row(schema.model_version, row))
+
+    def tag(self, *names: str) -> None:
+        """Give the run tags, words by which it is found and kept (``dynaxx gc`` leaves runs tagged "keep").
+
+        Raises:
+            InputError: a name that cannot be stored, or the run has ended.
+        """
+        self._require_open()
+        for name in [check_name("tag", name) for name in names]:
+            self._writer.put(Row(schema.tag, {"run_id": self.id, "name": name}))
 
     def flush(self) -> bool:
         """Write what waits now; True when nothing is left."""

@@ -28,12 +28,13 @@ from sqlalchemy import (
     insert,
     inspect,
     select,
+    text,
     update,
 )
 
 from dynaxx.track.errors import StoreError
 
-VERSION = 1
+VERSION = 2
 
 metadata = MetaData()
 
@@ -60,6 +61,15 @@ run = Table(
     Column("host", String(300), nullable=False),
     Column("pid", BigInteger, nullable=False),
     Column("heartbeat", Double, nullable=False),
+    Column("parent_id", ForeignKey("run.id")),  # the run this one goes on from, or belongs to
+    sqlite_autoincrement=True,  # the number of a removed run is not given again: it stands in notes and addresses
+)
+
+tag = Table(
+    "tag",
+    metadata,
+    Column("run_id", ForeignKey("run.id"), primary_key=True, autoincrement=False),
+    Column("name", String(250), primary_key=True),
 )
 
 metric_name = Table(
@@ -98,6 +108,7 @@ array = Table(
     Column("dtype", String(16), nullable=False),  # numpy's spelling, little-endian: "<f4"
     Column("shape", JSON, nullable=False),
     Column("data", LargeBinary, nullable=False),  # C order
+    Column("attributes", JSON),  # what belongs to the numbers: a spectrum's floor, dimension and count
 )
 
 alert = Table(
@@ -110,6 +121,8 @@ alert = Table(
     Column("level", String(16), nullable=False),  # info, warning, error
     Column("title", String(250), nullable=False),
     Column("text", Text, nullable=False),
+    Column("rule", String(250)),  # what gave it; NULL where a person or program did
+    sqlite_autoincrement=True,  # readers ask for what came after a number
 )
 
 artifact = Table(
@@ -135,6 +148,7 @@ model_version = Table(
     Column("wall", Double, nullable=False),
     Column("digest", String(128)),  # of the weights
     Column("details", JSON, nullable=False),
+    Column("baseline", JSON),  # metric -> [value, standard error or null], what new data are held against
     Index("model_version_run", "run_id"),
 )
 
@@ -148,7 +162,18 @@ schema_version = Table(
 
 Migration = Callable[[Connection], None]
 
-MIGRATIONS: dict[int, Migration] = {}
+
+def _families_and_baselines(connection: Connection) -> None:
+    """1 to 2: tags, parents of runs, attributes of arrays, rules of alerts, baselines of model versions."""
+    tag.create(connection)
+    for column in (run.c.parent_id, array.c.attributes, alert.c.rule, model_version.c.baseline):
+        kind = column.type.compile(connection.dialect)
+        refers = "".join(f" REFERENCES {key.column.table.name} ({key.column.name})" for key in column.foreign_keys)
+        place = connection.dialect.identifier_preparer.quote(column.table.name)  # "array" is a word of SQL
+        connection.execute(text(f"ALTER TABLE {place} ADD COLUMN {column.name} {kind}{refers}"))
+
+
+MIGRATIONS: dict[int, Migration] = {1: _families_and_baselines}
 """``MIGRATIONS[n]`` takes a database from version n to n + 1, inside the transaction that also records it."""
 
 
@@ -198,6 +223,20 @@ def prepare(
         steps[number](connection)
         connection.execute(update(schema_version).values(version=number + 1, since=time()))
     return found, version
+
+
+def require_current(found: int) -> None:
+    """Refuse tables that cannot be read as they are.
+
+    Raises:
+        StoreError: ``found`` is not ``VERSION``.
+    """
+    require_known(found)
+    if found < VERSION:
+        raise StoreError(
+            f"an older dynaxx wrote it (schema version {found}, now {VERSION}) and it was to be read only; "
+            "`dynaxx migrate`, or opening it once to be written, brings it up to date"
+        )
 
 
 def require_known(found: int, version: int = VERSION) -> None:

@@ -48,6 +48,9 @@ def upsert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> 
         return
     statement = dialect(table)
     rest = {column: statement.excluded[column] for column in rows[0] if column not in key}
+    if not rest:  # the key is all there is: the row that is there is the new one
+        connection.execute(statement.on_conflict_do_nothing(index_elements=key), rows)
+        return
     connection.execute(statement.on_conflict_do_update(index_elements=key, set_=rest), rows)
 
 
