@@ -29,6 +29,7 @@ docs: $(VENV)/.docs  ## the pages, into docs/_build/html; a warning is an error
 
 bench: $(BENCH)/.ready  ## benchmarks against peers; goes on where it was interrupted
 	$(BENCH)/bin/python benchmarks/run.py
+	$(BENCH)/bin/python benchmarks/scale.py
 	$(BENCH)/bin/python benchmarks/table.py
 
 bench-env: $(BENCH)/.ready  ## the peers, in an environment of their own

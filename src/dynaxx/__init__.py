@@ -36,6 +36,8 @@ _PUBLIC = {
     "data_spectrum": "dynaxx.spectra:data_spectrum",
     "likelihoods": "dynaxx.likelihoods",
     "manifold": "dynaxx.manifold",
+    "estimate_memory": "dynaxx.memory.estimate:estimate_memory",
+    "MemoryEstimate": "dynaxx.memory.estimate:MemoryEstimate",
     "Monitor": "dynaxx.monitor.monitor:Monitor",
 }
 
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
     from dynaxx.evolution import track_spectrum as track_spectrum
     from dynaxx.fisher import fisher as fisher
     from dynaxx.hessian import hessian as hessian
+    from dynaxx.memory.estimate import MemoryEstimate as MemoryEstimate
+    from dynaxx.memory.estimate import estimate_memory as estimate_memory
     from dynaxx.monitor.monitor import Monitor as Monitor
     from dynaxx.operators.storage import load as load
     from dynaxx.penalty import fisher_trace_penalty as fisher_trace_penalty

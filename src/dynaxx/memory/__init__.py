@@ -1,0 +1,1 @@
+"""Peak memory, before a call runs and while it runs."""
