@@ -300,3 +300,71 @@ def test_sampled_factors_tend_to_the_exact_ones(estimator):
     apart = (values.mean(0) - exact).abs() / (values.std(0) / 50**0.5 + 1e-12)
     assert (apart > 4).double().mean() < 5e-3
     assert oracles.distance(values.mean(0), exact) < 0.25
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Damped factors
+
+
+@pytest.mark.parametrize("damping", [1e-6, 1e-2, 10.0])
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_factored_solve_is_the_inverse_of_damped_factors(name, damping):
+    """(G + sqrt(d)/pi I) x (A + pi sqrt(d) I), written out; parameters without factors are solved exactly."""
+    model, (x, _) = load("mlp") if name == "mlp" else (small_cnn(), (draw(6, 2, 5, 5), None))
+    F = dynaxx.fisher(model, x, form="kfac")
+    v = draw(F.shape[0], 3)
+    found = F.solve(v, damping=damping, method="factored")
+    where, start = F.layout.slices, 0
+    for part in F.parts:
+        index = torch.cat([torch.arange(where[n].start, where[n].stop) for n in part.names])
+        if not hasattr(part, "right"):
+            assert oracles.distance(found[index], part.solve(v[index], damping=damping)) < TOLERANCE
+            continue
+        start += 1
+        A, G = part.right, part.left
+        pi = ((A.trace() / len(A)) / (G.trace() / len(G))).sqrt()
+        A, G = A + pi * damping**0.5 * torch.eye(len(A)).double(), G + damping**0.5 / pi * torch.eye(len(G)).double()
+        # rows of the weight lie before the bias: the Kronecker product's coordinates (o, i) in the layout's order
+        order = torch.arange(len(G) * len(A)).view(len(G), len(A))
+        order = torch.cat([order[:, :-1].flatten(), order[:, -1]])
+        dense = torch.kron(G, A)[order][:, order]
+        assert oracles.distance(found[index], torch.linalg.solve(dense, v[index])) < 1e-8
+    assert start == 2
+
+
+def small_cnn():
+    return double(nn.Conv2d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.LayerNorm(48), nn.Linear(48, 3))
+
+
+def test_factored_steps_are_shorter_than_exact_ones():
+    """Damped factors exceed the damped product: v^T S v is smaller for every v."""
+    model, x = double(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), draw(9, 4)
+    F, v = dynaxx.fisher(model, x, form="kfac"), draw(43, 50)
+    exact, factored = ((v * F.solve(v, damping=1e-3, method=method)).sum(0) for method in ("exact", "factored"))
+    assert (factored < exact).all()
+    assert (factored > 0).all()
+
+
+def test_factored_inverses_are_kept_for_the_damping_they_were_made_for(monkeypatch):
+    from dynaxx.operators import kronecker
+
+    made, inverse = [], kronecker.inverse_psd
+    monkeypatch.setattr(kronecker, "inverse_psd", lambda *args: made.append(args[1]) or inverse(*args))
+    model, x = double(nn.Linear(4, 3)), draw(9, 4)
+    F, v = dynaxx.fisher(model, x, form="kfac"), draw(15)
+    first = F.solve(v, damping=1e-2, method="factored")
+    assert torch.equal(F.solve(v, damping=1e-2, method="factored"), first)
+    assert len(made) == 2
+    fresh = dynaxx.fisher(model, x, form="kfac").solve(v, damping=1.0, method="factored")
+    assert torch.equal(F.solve(v, damping=1.0, method="factored"), fresh)
+    with pytest.raises(dynaxx.errors.InputError, match="'exact', 'factored'"):
+        F.solve(v, damping=1.0, method="cholesky")
+
+
+def test_factored_solve_of_a_layer_that_gets_no_signal():
+    """A zero output factor: pi would be infinite."""
+    model, x = double(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), draw(9, 4)
+    with torch.no_grad():
+        model[0].bias.fill_(-100)
+    F, v = dynaxx.fisher(model, x, form="kfac"), draw(23)
+    assert torch.isfinite(F.solve(v, damping=1e-4, method="factored")).all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dynaxx.errors import InputError, SizeError
-from dynaxx.linalg import eigh, eigvalsh, logdet_psd, symmetric, to_dense
+from dynaxx.linalg import eigh, eigvalsh, inverse_psd, logdet_psd, symmetric, to_dense
 from linalg.matrices import Counted, power, with_spectrum
 
 
@@ -51,3 +51,23 @@ class Huge:
 def test_refuses_before_allocating():
     with pytest.raises(SizeError, match="dense matrix"):
         to_dense(Huge())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("damping", [1e-8, 1e-4, 1.0])
+def test_inverse_psd(damping, dtype):
+    """Of singular matrices, float32 ones whose condition number no float32 decomposition survives included."""
+    rows = torch.randn(30, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    matrix = rows @ rows.T
+    values, vectors = torch.linalg.eigh(matrix.double())
+    if float(values[0]) <= -damping:  # rounding has made it indefinite
+        values = values.clamp(min=0)
+    wanted = (vectors / (values + damping)) @ vectors.T
+    found = inverse_psd(matrix, damping)
+    assert found.dtype == dtype
+    assert float((found.double() - wanted).norm() / wanted.norm()) < (1e-3 if dtype == torch.float32 else 1e-6)
+
+
+def test_inverse_psd_of_what_rounding_made_indefinite():
+    matrix = torch.diag(torch.tensor([1.0, -1e-9], dtype=torch.float64))
+    assert torch.allclose(inverse_psd(matrix, 1e-10).diagonal(), torch.tensor([1.0, 1e10], dtype=torch.float64))

@@ -93,3 +93,26 @@ def test_bad_input():
         quadrature(a).functional(torch.log)
     with pytest.raises(InputError, match="width"):
         quadrature(a).density(torch.zeros(1), 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_three_vectors_do_for_sums_over_the_spectrum(dtype):
+    """Six decades, 3 eigenvalues that stand out and 60 steps: orthogonality is lost, and sums converge later."""
+    values = torch.cat([torch.tensor([100.0, 30.0, 10.0]), torch.logspace(0, -4, 2997)]).to(dtype)
+    kept = quadrature(torch.diag(values), probes=2, steps=60)
+    short = quadrature(torch.diag(values), probes=2, steps=60, reorthogonalise=False)
+    if dtype == torch.float32:
+        # the case is what it claims to be: the largest eigenvalue is found more than once
+        assert int((short.nodes[0] > 99.9).sum()) > int((kept.nodes[0] > 99.9).sum())
+    for f in (torch.square, lambda t: t / (t + 0.01), lambda t: torch.log1p(t / 0.01)):
+        # signs meet a diagonal matrix: x^T f(A) x is the trace itself, so what differs is the rule's own error
+        exact = float(f(values.double()).sum())
+        assert kept.functional(f).value == pytest.approx(exact, rel=1e-3)
+        assert short.functional(f).value == pytest.approx(exact, rel=2e-2)
+    assert float(short.nodes.max()) == pytest.approx(100.0, rel=1e-3)
+
+
+def test_the_short_recurrence_ends_where_the_space_does():
+    measure = quadrature(torch.diag(torch.tensor([1.0, 2.0] * 1500)), probes=2, steps=9, reorthogonalise=False)
+    assert measure.functional(lambda t: t).value == pytest.approx(4500, rel=1e-5)
+    assert bool((measure.weights.sum(1) - 1).abs().max() < 1e-12)

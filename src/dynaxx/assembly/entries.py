@@ -35,6 +35,8 @@ class DiagonalCollector:
     def __init__(self, layout: Layout, head: bool = False) -> None:
         self.layout, self.head = layout, head
         self.dtype = torch.promote_types(layout.dtype, torch.float32)
+        self._vector = torch.zeros(layout.size, dtype=self.dtype, device=layout.device)
+        self._places = layout.unravel(self._vector)  # views: the result is never held twice
         self.sums: dict[str, Tensor] = {}
         self._seen: Tape | None = None
         self._tape: Tape | None = None
@@ -91,17 +93,13 @@ class DiagonalCollector:
         if name in self.sums:
             self.sums[name] += squared
         else:
-            self.sums[name] = squared.to(self.dtype)
+            self.sums[name] = self._places[name].copy_(squared)
 
     def finish(self, count: int, sampling: Sampling | None) -> Operator:
         """diag(F)."""
         self._release()
         self._tape = None
-        shapes, device = self.layout.shapes, self.layout.device
-        unreached = {
-            n: torch.zeros(s, dtype=self.dtype, device=device) for n, s in shapes.items() if n not in self.sums
-        }
-        return Diagonal(self.layout.ravel(self.sums | unreached).div_(count), self.layout, count, sampling)
+        return Diagonal(self._vector.div_(count), self.layout, count, sampling)
 
 
 def _add_squares(total: Tensor | None, g: Tensor) -> Tensor:

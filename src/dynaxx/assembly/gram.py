@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,78 +11,137 @@ from dynaxx.assembly.entries import DiagonalCollector
 from dynaxx.errors import require_memory
 from dynaxx.layout import Layout
 from dynaxx.model.rules.base import Use, inner
+from dynaxx.model.rules.linear import LinearWeight, Shift
 from dynaxx.model.tape import Tape
 from dynaxx.operators.base import Sampling
 from dynaxx.operators.gram import Gram, Rows
 
+Uses = dict[str, list[Use]]
 
-def require_gram(rows: int) -> None:
+
+def require_gram(rows: int, dtype: torch.dtype = torch.float64) -> None:
     """Refuse a Gram matrix that would not fit.
 
     Raises:
         SizeError: with the bytes.
     """
     require_memory(
-        f"the Gram matrix of {rows} per-example gradients", 2 * 8 * rows * rows,
+        f"the Gram matrix of {rows} per-example gradients", 2 * dtype.itemsize * rows * rows,
         "use fewer examples, estimator='monte_carlo' or 'hutchinson' (one row per example), or form='implicit' with "
         "F.eigenvalues(k)",
     )  # fmt: skip
 
 
-class GramCollector:
-    """Keeps every batch's layer inputs and cotangents, then sums inner products over parameters in float64.
+class InnerProducts:
+    """Keeps every batch's layer inputs and cotangents, then sums inner products over parameters.
 
-    Memory: 8 M^2 bytes, and per example the inputs and K cotangents of every layer.
+    Args:
+        dtype: of products and sums.
+
+    Memory: M^2 numbers twice, and per example the inputs and K cotangents of every layer.
+    """
+
+    head = False
+
+    def __init__(self, device: torch.device, dtype: torch.dtype = torch.float64) -> None:
+        self.device, self.dtype = device, dtype
+        self.held: dict[int, list[Uses]] = {}  # first example of a batch -> uses, one for each chunk of cotangents
+        self._sizes: dict[int, tuple[int, int]] = {}  # first example -> examples, cotangents
+
+    def add(self, tape: Tape, keys: Tensor, cotangents: Tensor) -> None:
+        """Keep what the products need."""
+        uses = {name: list(held) for name, held in tape.pulled(cotangents).items()}
+        tensors = [tensor for held in uses.values() for use in held for tensor in (use.a, use.g)]
+        kept = {id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor)}
+        require_memory(
+            "keeping this batch's layer inputs and cotangents",
+            sum(t.numel() * t.element_size() for t in kept.values()),
+            "use fewer examples, or form='implicit' with F.eigenvalues(k)",
+        )
+        first = int(keys[0])
+        self.held.setdefault(first, []).append(uses)
+        self._sizes[first] = len(keys), self._sizes.get(first, (0, 0))[1] + len(cotangents)
+
+    def matrix(self) -> Tensor:
+        """G^T G (M, M), rows ordered by example, then cotangent; what was kept is let go."""
+        batches = [_one_map(self.held.pop(first)) for first in sorted(self.held)]
+        firsts, sizes = sorted(self._sizes), [self._sizes[first] for first in sorted(self._sizes)]
+        columns = max((k for _, k in sizes), default=1)
+        if len({k for _, k in sizes}) == 1 and _alike(batches):
+            batches, firsts, sizes = [_joined(batches, 1)], firsts[:1], [(sum(n for n, _ in sizes), columns)]
+        count = sum(n for n, _ in sizes)
+        require_gram(count * columns, self.dtype)
+        total = torch.zeros(count, columns, count, columns, dtype=self.dtype, device=self.device)
+        for i, (first, (n, k)) in enumerate(zip(firsts, sizes, strict=True)):
+            for j in range(i, len(firsts)):
+                second, (m, l) = firsts[j], sizes[j]
+                for name in batches[i].keys() & batches[j].keys():
+                    block = inner(batches[i][name], batches[j][name], self.dtype)
+                    total[first : first + n, :k, second : second + m, :l] += block.permute(1, 0, 3, 2)
+                    if i != j:
+                        total[second : second + m, :l, first : first + n, :k] += block.permute(3, 2, 1, 0)
+        return total.view(count * columns, -1)
+
+
+class GramCollector:
+    """K = (1/N) G^T G in float64, with the diagonal of F beside it.
+
+    Memory: 16 M^2 bytes, and per example the inputs and K cotangents of every layer.
     """
 
     head = False
 
     def __init__(self, layout: Layout, source: Rows) -> None:
         self.layout, self.source = layout, source
-        self.held: list[tuple[int, int, int, dict[str, list[Use]]]] = []  # first example, examples, cotangents, uses
-        self.diagonal = DiagonalCollector(layout)
-        self._bytes = 0
+        self.inner, self.diagonal = InnerProducts(layout.device), DiagonalCollector(layout)
 
     def add(self, tape: Tape, keys: Tensor, cotangents: Tensor) -> None:
-        """Keep what the products need."""
-        uses = tape.pulled(cotangents)
+        """Keep what the products need, and add to the diagonal."""
         self.diagonal.add(tape, keys, cotangents)
-        inputs = {id(use.a): use.a for held in uses.values() for use in held if isinstance(use.a, Tensor)}
-        cotangent = {id(use.g): use.g for held in uses.values() for use in held}
-        self._bytes = sum(t.numel() * t.element_size() for t in [*inputs.values(), *cotangent.values()])
-        require_memory(
-            "keeping this batch's layer inputs and cotangents",
-            self._bytes,
-            "use fewer examples, or form='implicit' with F.eigenvalues(k)",
-        )
-        self.held.append((int(keys[0]), len(keys), len(cotangents), uses))
+        self.inner.add(tape, keys, cotangents)
 
     def finish(self, count: int, sampling: Sampling | None) -> Gram:
-        """K = (1/N) G^T G, rows ordered by example, then cotangent."""
-        number: dict[int, int] = {}
-        spans = []  # (first example, examples, first cotangent, cotangents)
-        for first, examples, columns, _ in self.held:
-            spans.append((first, examples, number.get(first, 0), columns))
-            number[first] = number.get(first, 0) + columns
-        per_example = max(number.values(), default=1)
-        require_gram(count * per_example)
-        K = torch.zeros(count, per_example, count, per_example, dtype=torch.float64, device=self.layout.device)
-        for i, (first, n, start, k) in enumerate(spans):
-            for j in range(i, len(spans)):
-                second, m, begin, l = spans[j]
-                block = self._block(self.held[i][3], self.held[j][3], (k, n, l, m)).permute(1, 0, 3, 2)
-                K[first : first + n, start : start + k, second : second + m, begin : begin + l] = block
-                if i != j:
-                    K[second : second + m, begin : begin + l, first : first + n, start : start + k] = block.permute(
-                        2, 3, 0, 1
-                    )
-        self.held.clear()
-        matrix = K.view(count * per_example, -1)
+        """K, rows ordered by example, then cotangent."""
+        matrix = self.inner.matrix()
         matrix = (matrix + matrix.T) / (2 * count)
         return Gram(matrix, self.diagonal.finish(count, None).diagonal(), self.source, self.layout, count, sampling)
 
-    def _block(self, left: dict[str, list[Use]], right: dict[str, list[Use]], shape: tuple[int, ...]) -> Tensor:
-        total = torch.zeros(shape, dtype=torch.float64, device=self.layout.device)
-        for name in left.keys() & right.keys():
-            total += inner(left[name], right[name])
-        return total
+
+def _alike(batches: Sequence[Uses]) -> bool:
+    """Whether the batches' uses can be laid end to end along the examples."""
+
+    def shapes(uses: Uses) -> dict[str, list[tuple[object, ...]]]:
+        return {
+            name: [(type(use.rule), None if use.a is None else use.a.shape[1:], use.g.shape[2:]) for use in held]
+            for name, held in uses.items()
+        }
+
+    return all(shapes(batch) == shapes(batches[0]) for batch in batches[1:])
+
+
+def _joined(pieces: Sequence[Uses], axis: int) -> Uses:
+    """Uses of several pieces as one: along the cotangents (axis 0 of g) or along the examples (axis 1)."""
+    if len(pieces) == 1:
+        return dict(pieces[0])
+    out: Uses = {}
+    for name, held in pieces[0].items():
+        out[name] = []
+        for number, use in enumerate(held):
+            others = [piece[name][number] for piece in pieces]
+            a = torch.cat([other.a for other in others]) if axis and use.a is not None else use.a
+            out[name].append(Use(use.rule, a, torch.cat([other.g for other in others], axis)))
+    return out
+
+
+def _one_map(chunks: Sequence[Uses]) -> Uses:
+    """The chunks of one batch joined; a linear map's bias joins its weight, as the weight of an input that is always 1:
+    one product, not two."""
+    alone = {name: held[0] for name, held in chunks[0].items() if len(held) == 1}
+    biases = {id(use.g): name for name, use in alone.items() if isinstance(use.rule, Shift)}
+    out = _joined(chunks, 0)
+    for name, use in alone.items():
+        bias = biases.get(id(use.g)) if isinstance(use.rule, LinearWeight) else None
+        if bias is not None:
+            out[name] = [Use(use.rule, torch.cat([use.a, use.a.new_ones(*use.a.shape[:2], 1)], 2), out[name][0].g)]
+            del out[bias]
+    return out

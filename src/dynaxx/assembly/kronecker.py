@@ -72,7 +72,8 @@ class _Factors:
         self.left.add(rows)
 
     def finish(self, count: int, sampling: Sampling | None) -> Kronecker:
-        left, number = self.left.total() / self.positions, float(self.positions)
+        """The factors, scaled in place: once, for a wide output's factor is the largest thing there is."""
+        left, number = self.left.total().div_(self.positions), float(self.positions)
         if self.first is None:
             right = left.new_full((1, 1), number)
         else:

@@ -15,7 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynaxx.assembly.convolution import LeanConvolutions
+from dynaxx.assembly.coordinates import combine, project
+from dynaxx.assembly.gram import InnerProducts
 from dynaxx.assembly.sweep import Sweeper, example_norms
+from dynaxx.errors import SizeError
 from dynaxx.model.network import Output
 from dynaxx.model.rules.base import gradients, parts, rows
 from dynaxx.operators.base import Sampling
@@ -78,7 +82,8 @@ class Pullback:
             yield self._kept
             return
         for batch in self.sweeper.data:
-            output = self.network(batch)
+            with LeanConvolutions():
+                output = self.network(batch)
             u = torch.zeros_like(output.z, requires_grad=True)
             g: tuple[Tensor, ...] = ()
             if self._twice and output.z.requires_grad:
@@ -149,8 +154,7 @@ class Pullback:
         with self.network.guarded(twice=True):
             for item in self._batches():
                 jv = torch.stack([item.forward(v) for v in columns])  # (k, N, P, C)
-                u = torch.cat(list(self.estimator.chunks(item.output, item.keys, self.estimator.number(item.output))))
-                pieces.append(torch.einsum("qnpc,jnpc->nqj", u.double(), jv.double()).flatten(0, 1))
+                pieces.append(project(self.estimator, item.output, item.keys, jv).flatten(0, 1))
         return torch.cat(pieces)
 
     def _rows_one_by_one(self, vectors: Tensor) -> Tensor:
@@ -181,14 +185,27 @@ class Pullback:
                 coefficients.shape[1], self.layout.size, dtype=torch.float64, device=self.layout.device
             )
             for item in self._batches():
-                u = torch.cat(list(self.estimator.chunks(item.output, item.keys, self.estimator.number(item.output))))
-                stop = start + len(item.keys) * len(u)
-                c = coefficients[start:stop].reshape(len(item.keys), len(u), -1).to(u.dtype)
-                for j, row in enumerate(totals):
-                    w = torch.einsum("qnpc,nq->npc", u, c[:, :, j])
+                stop = start + len(item.keys) * self.estimator.number(item.output)
+                c = coefficients[start:stop].T.reshape(len(totals), len(item.keys), -1)
+                for row, w in zip(totals, combine(self.estimator, item.output, item.keys, c), strict=True):
                     row += torch.cat([g.detach().flatten() for g in item.backward(w, self.parameters)]).double()
                 start = stop
         return totals.T
+
+    def inner_products(self) -> Tensor | None:
+        """G^T G (M, M) in the model's precision, at least float32, rows as in ``to_rows``; None where it, or what it
+        is made of, would not fit in memory, or where rows are sums over groups."""
+        if self.estimator.group != 1:
+            return None
+        collector = InnerProducts(self.layout.device, torch.promote_types(self.layout.dtype, torch.float32))
+        try:
+            with self.network.guarded():
+                for tape, keys in self.sweeper.tapes():
+                    for cotangents in self.sweeper.chunks(tape, keys):
+                        collector.add(tape, keys, cotangents)
+            return collector.matrix()
+        except SizeError:
+            return None
 
     # scalars from per-example gradients
 

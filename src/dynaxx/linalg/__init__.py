@@ -6,7 +6,7 @@ the exact answer, the exact answer is returned.
 """
 
 from dynaxx.linalg.cg import Solution, cg
-from dynaxx.linalg.dense import eigh, eigvalsh, logdet_psd, symmetric, to_dense
+from dynaxx.linalg.dense import eigh, eigvalsh, inverse_psd, logdet_psd, symmetric, to_dense
 from dynaxx.linalg.diagonal import DiagonalEstimate, hutchinson_diagonal, xdiag
 from dynaxx.linalg.frobenius import frobenius
 from dynaxx.linalg.lanczos import Eigenpairs, lanczos
@@ -29,6 +29,7 @@ __all__ = [
     "hutch_plus_plus",
     "hutchinson",
     "hutchinson_diagonal",
+    "inverse_psd",
     "lanczos",
     "logdet",
     "logdet_psd",

@@ -88,3 +88,28 @@ def logdet_psd(matrix: Tensor, damping: float = 0.0) -> float:
             f"{float(values[0]):.3g}, not above rounding ({floor:.3g}); give damping above that"
         )
     return float(values.log().sum())
+
+
+def inverse_psd(matrix: Tensor, damping: float) -> Tensor:
+    """(A + damping I)^{-1} of a PSD matrix (p, p), in its dtype.
+
+    By Cholesky, in that dtype where |A|_F / damping, which bounds the condition number, keeps the relative error below
+    about 1e-3, in float64 elsewhere; where rounding has made a pivot negative there too, by eigenvalues clamped at 0.
+
+    Cost: p^3 multiply-adds.
+
+    >>> inverse_psd(torch.diag(torch.tensor([1., 3.])).double(), damping=1.0).round(decimals=9).abs().tolist()
+    [[0.5, 0.0], [0.0, 0.25]]
+    """
+    dtype = matrix.dtype
+    if float(matrix.norm()) * torch.finfo(dtype).eps > 1e-3 * damping:
+        matrix = matrix.double()
+    damped = matrix.clone()
+    damped.diagonal().add_(damping)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if failed and damped.dtype != torch.float64:
+        factor, failed = torch.linalg.cholesky_ex(damped.double())
+    if failed:
+        values, vectors = eigh(matrix)
+        return ((vectors / (values.clamp(min=0) + damping)) @ vectors.T).to(dtype)
+    return torch.cholesky_inverse(factor).to(dtype)

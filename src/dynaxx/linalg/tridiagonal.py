@@ -58,12 +58,57 @@ def tridiagonal(op: Operator, start: Tensor, steps: int) -> Tridiagonal:
     length = start.norm()
     if not (0 < float(length) < float("inf")):
         raise InputError(f"the start vector has length {float(length)}; give a finite vector that is not zero")
-    alpha, beta, basis, reached = krylov(op, (start / length)[:, None], require_count("steps", steps))
+    alpha, beta, basis, reached = _process(op, (start / length)[:, None], require_count("steps", steps))
     j = int(reached[0])
     return Tridiagonal(alpha[:j, 0], beta[: j - 1, 0], basis[0, :, :j])
 
 
-def krylov(op: Operator, starts: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class Coefficients(NamedTuple):
+    """``alpha``, ``beta`` (steps, b) of b Lanczos processes, and how many steps each made (b,), int64 on the CPU; what
+    lies beyond is zero.
+    """
+
+    alpha: Tensor
+    beta: Tensor
+    reached: Tensor
+
+
+def krylov(op: Operator, starts: Tensor, steps: int) -> Coefficients:
+    """The Lanczos process from several unit vectors (p, b) at once, fully reorthogonalised, one product a step."""
+    alpha, beta, _, reached = _process(op, starts, steps)
+    return Coefficients(alpha, beta, reached)
+
+
+def short_recurrence(op: Operator, starts: Tensor, steps: int) -> Coefficients:
+    """The same from the last two vectors alone, which stay orthogonal to each other and drift from the rest.
+
+    Memory 4 p b.
+    """
+    p, b = starts.shape
+    steps = min(steps, p)
+    alpha = torch.zeros(steps, b, dtype=op.dtype, device=op.device)
+    beta = torch.zeros_like(alpha)
+    reached = torch.full((b,), steps)
+    scale = torch.zeros(b, dtype=op.dtype, device=op.device)
+    before, q = torch.zeros(1, b, dtype=op.dtype, device=op.device), starts.to(op.dtype)
+    for j in range(steps):
+        w = product(op, q)
+        scale = torch.maximum(scale, w.norm(dim=0))
+        alpha[j] = (q * w).sum(0)
+        w = w - alpha[j] * q
+        if j:
+            w -= beta[j - 1] * before
+        norm = w.norm(dim=0)
+        exhausted = vanished(norm, scale)
+        reached = torch.where(exhausted.cpu() & (reached == steps), j + 1, reached)
+        beta[j] = torch.where(exhausted, 0, norm)
+        before, q = q, w.mul_(torch.where(exhausted, 0, 1 / norm))
+        if bool((reached <= j + 1).all()):
+            break
+    return Coefficients(alpha, beta, reached)
+
+
+def _process(op: Operator, starts: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The Lanczos process from several unit vectors at once, sharing products: one per step for all of them.
 
     Args:

@@ -27,6 +27,7 @@ from dynaxx.operators.implicit import GRAM_ROWS, Implicit
 from dynaxx.spectrum import SampledSpectrum, Spectrum
 
 GRAM_MEMORY = 2e9  # bytes; beside a training nobody expects a look to take more
+QUADRATURE_STEPS = 64
 LANCZOS_VECTORS = 24  # of length p, for one eigenvalue
 
 
@@ -174,7 +175,7 @@ def snapshot(
     }
     with evaluating(model):
         held = spectral(fisher(model, probe.batch, form="implicit", **options), memory)
-        spectrum, trace = spectrum_of(held), held.trace()
+        spectrum, trace = spectrum_of(held, memory), held.trace()
         top = top_of(held, spectrum, memory)
         entropy = predictive_entropy(model, probe, params)
     prior: dict[str, Any] = {"prior_precision": prior_precision, "count": count or probe.count}
@@ -222,11 +223,16 @@ def gram_bytes(operator: Implicit) -> float:
     return held + 3 * 8 * operator.rows**2
 
 
-def spectrum_of(operator: Gram | Implicit) -> Spectrum | SampledSpectrum:
-    """The spectrum, exact from a Gram matrix or few parameters, else sampled."""
+def spectrum_of(operator: Gram | Implicit, memory: float | None = None) -> Spectrum | SampledSpectrum:
+    """The spectrum, exact from a Gram matrix or few parameters, else sampled: with a basis where that takes no more
+    than ``memory``.
+    """
     if isinstance(operator, Gram) or operator.shape[0] <= DENSE_SIZE:
         return operator.spectrum()
-    return SampledSpectrum(quadrature(operator), count=operator.count, rank_bound=operator.rank_bound)
+    basis = QUADRATURE_STEPS * operator.shape[0] * operator.dtype.itemsize
+    fits = basis <= (GRAM_MEMORY if memory is None else memory)
+    measure = quadrature(operator, steps=QUADRATURE_STEPS, reorthogonalise=fits)
+    return SampledSpectrum(measure, count=operator.count, rank_bound=operator.rank_bound)
 
 
 def top_of(operator: Gram | Implicit, spectrum: Spectrum | SampledSpectrum, memory: float | None = None) -> float:

@@ -55,7 +55,7 @@ def standard(subject: Subject) -> Look:
         prior = {"prior_precision": subject.prior_precision, "count": subject.count or subject.probe.count}
         if isinstance(operator, Gram):
             return look.joined(_exact(operator, subject, prior), _layers(operator, subject, layers(network)))
-        spectrum = spectrum_of(operator)
+        spectrum = spectrum_of(operator, subject.memory)
         top = {"dynaxx/trace": operator.trace(), "dynaxx/top_eigenvalue": top_of(operator, spectrum, subject.memory)}
     return look.joined(Look(top | numbers(spectrum, prior)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from dynaxx.errors import InputError
 from dynaxx.estimate import Estimate
 from dynaxx.layout import Layout
-from dynaxx.operators.base import Eigenpairs, Operator, Sampling
+from dynaxx.operators.base import TOLERANCE, Eigenpairs, Operator, Sampling
 from dynaxx.spectrum import Spectrum
 
 
@@ -41,11 +42,7 @@ class BlockDiagonal(Operator):
                 f"the blocks cover {sorted(covered)[:5]}..., the parameters are {sorted(layout.names)[:5]}...; each "
                 f"must stand in one block"
             )
-        slices = layout.slices
-        self._rows = [
-            torch.cat([torch.arange(slices[n].start, slices[n].stop) for n in part.names]).to(layout.device)
-            for part in self.parts
-        ]
+        self._rows = [_rows(layout, part.names) for part in self.parts]
 
     @property
     def blocks(self) -> list[tuple[str, ...]]:
@@ -62,6 +59,9 @@ class BlockDiagonal(Operator):
             out[rows] = function(part, vectors[rows])
         return out
 
+    def _solve_factored(self, vectors: Tensor, damping: float) -> Tensor:
+        return self._by_block(lambda part, v: part._solve_factored(v, damping), vectors)
+
     def product(self, vectors: Tensor) -> Tensor:
         """Block by block."""
         return self._by_block(lambda part, v: part.product(v), vectors)
@@ -76,10 +76,10 @@ class BlockDiagonal(Operator):
             out[rows] = part.diagonal()
         return out
 
-    def eigh(self, k: int | None = None) -> Eigenpairs:
+    def eigh(self, k: int | None = None, *, tolerance: float = TOLERANCE) -> Eigenpairs:
         """The k largest over all blocks; each vector lives in one block."""
         k = self._require_k(k)
-        pairs = [part.eigh(None if k is None else min(k, part.shape[0])) for part in self.parts]
+        pairs = [part.eigh(None if k is None else min(k, part.shape[0]), tolerance=tolerance) for part in self.parts]
         values = torch.cat([pair.values for pair in pairs])
         order = values.argsort(descending=True)[:k]
         vectors, column = self.layout.zeros(len(order)), 0
@@ -88,14 +88,17 @@ class BlockDiagonal(Operator):
         for pair, rows in zip(pairs, self._rows, strict=True):
             places = position[column : column + len(pair.values)]
             kept = places >= 0
-            vectors[rows[:, None], places[kept][None]] = pair.vectors[:, kept]
+            places_of = torch.arange(len(vectors), device=self.device)[rows]
+            vectors[places_of[:, None], places[kept][None]] = pair.vectors[:, kept]
             column += len(pair.values)
         return Eigenpairs(values[order], vectors)
 
-    def eigenvalues(self, k: int | None = None) -> Tensor:
+    def eigenvalues(self, k: int | None = None, *, tolerance: float = TOLERANCE) -> Tensor:
         """The blocks' eigenvalues together, descending."""
         k = self._require_k(k)
-        values = [part.eigenvalues(None if k is None else min(k, part.shape[0])) for part in self.parts]
+        values = [
+            part.eigenvalues(None if k is None else min(k, part.shape[0]), tolerance=tolerance) for part in self.parts
+        ]
         return torch.cat(values).sort(descending=True).values[:k]
 
     def spectrum(self, k: int | None = None) -> Spectrum:
@@ -124,3 +127,11 @@ class BlockDiagonal(Operator):
             tensors |= {f"{number}.{key}": value for key, value in held.items()}
             facts.append({"kind": part.form, "names": list(part.names), **fact})
         return tensors, {"parts": facts}
+
+
+def _rows(layout: Layout, names: Sequence[str]) -> slice | Tensor:
+    """Where the coordinates of these parameters stand: a slice, which copies nothing, where they are neighbours."""
+    pieces = [layout.slices[name] for name in names]
+    if all(left.stop == right.start for left, right in pairwise(pieces)):
+        return slice(pieces[0].start, pieces[-1].stop)
+    return torch.cat([torch.arange(piece.start, piece.stop) for piece in pieces]).to(layout.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynaxx.estimate import Estimate
 from dynaxx.layout import Layout
-from dynaxx.operators.base import Eigenpairs, Operator, Sampling
+from dynaxx.operators.base import TOLERANCE, Eigenpairs, Operator, Sampling
 from dynaxx.spectrum import Spectrum
 
 
@@ -44,13 +44,13 @@ class Dense(Operator):
         """The diagonal."""
         return self.matrix.diagonal().to(self.dtype, copy=True)
 
-    def eigh(self, k: int | None = None) -> Eigenpairs:
+    def eigh(self, k: int | None = None, *, tolerance: float = TOLERANCE) -> Eigenpairs:
         """The k largest eigenvalues, or all, with their vectors; one dense decomposition."""
         k = self._require_k(k)
         values, vectors = torch.linalg.eigh(self.matrix)
         return Eigenpairs(values.flip(0)[:k].to(self.dtype), vectors.flip(1)[:, :k].to(self.dtype))
 
-    def eigenvalues(self, k: int | None = None) -> Tensor:
+    def eigenvalues(self, k: int | None = None, *, tolerance: float = TOLERANCE) -> Tensor:
         """Eigenvalues, descending."""
         k = self._require_k(k)
         return torch.linalg.eigvalsh(self.matrix).flip(0)[:k].to(self.dtype)

@@ -15,7 +15,7 @@ from torch import Tensor
 from dynaxx.errors import InputError
 from dynaxx.estimate import Estimate
 from dynaxx.layout import Layout
-from dynaxx.operators.base import Eigenpairs, Operator, Sampling
+from dynaxx.operators.base import TOLERANCE, Eigenpairs, Operator, Sampling
 from dynaxx.spectrum import Spectrum
 
 
@@ -115,7 +115,7 @@ class Gram(Operator):
         """The diagonal, gathered in the sweep."""
         return self._diagonal.to(self.dtype, copy=True)
 
-    def eigh(self, k: int | None = None) -> Eigenpairs:
+    def eigh(self, k: int | None = None, *, tolerance: float = TOLERANCE) -> Eigenpairs:
         """The k largest eigenvalues with vectors lifted to parameter space; without k, those above the rounding
         floor."""
         k = self._require_k(k)
@@ -130,7 +130,7 @@ class Gram(Operator):
         lifted = self.source.from_rows(vectors[:, :keep] / (self.count * values[:keep]).sqrt())
         return Eigenpairs(values[:keep].to(self.dtype, copy=True), lifted.to(self.dtype))
 
-    def eigenvalues(self, k: int | None = None) -> Tensor:
+    def eigenvalues(self, k: int | None = None, *, tolerance: float = TOLERANCE) -> Tensor:
         """The min(p, M) eigenvalues that structure allows not to be zero, or the k largest, descending."""
         k = self._require_k(k)
         return self._values[: self.rank_bound][:k].to(self.dtype, copy=True)

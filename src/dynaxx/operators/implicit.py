@@ -8,13 +8,18 @@ from typing import Protocol
 
 from torch import Tensor
 
+from dynaxx import linalg
 from dynaxx.estimate import Estimate
 from dynaxx.layout import Layout
-from dynaxx.operators.base import DENSE_SIZE, Operator, Sampling
+from dynaxx.operators.base import DENSE_SIZE, TOLERANCE, Operator, Sampling
 from dynaxx.operators.gram import Gram
 from dynaxx.spectrum import SampledSpectrum, Spectrum
 
 GRAM_ROWS = 4096  # spectra through the Gram matrix up to this many rows: 3 decompositions of 128 MB
+# The largest eigenvalues through the Gram matrix up to this many rows: two matrices of 256 MB. It costs as much as
+# about M K / (12 T) products with F, for K cotangents and a weight shared over T positions, where Lanczos takes
+# 100 or more of them.
+TOP_ROWS = 8192
 
 
 class Source(Protocol):
@@ -28,6 +33,9 @@ class Source(Protocol):
 
     def from_rows(self, coefficients: Tensor) -> Tensor:
         """G c, (p, k)."""
+
+    def inner_products(self) -> Tensor | None:
+        """G^T G in the model's precision, or None where it would not fit."""
 
     def trace(self) -> tuple[float, Sampling | None]:
         """tr F and its randomness."""
@@ -71,6 +79,11 @@ class Implicit(Operator):
         """The same operator through its Gram matrix, made once."""
         return self._make_gram()
 
+    @cached_property
+    def _inner_products(self) -> Tensor | None:
+        found = self.source.inner_products()
+        return None if found is None else found / self.count
+
     @property
     def _few_rows(self) -> bool:
         return self.layout.size > DENSE_SIZE and self.rows <= GRAM_ROWS
@@ -99,9 +112,23 @@ class Implicit(Operator):
             return self.as_gram.spectrum()
         return super().spectrum(k)
 
-    def eigenvalues(self, k: int | None = None) -> Tensor:
-        """The k largest, or all that structure allows not to be zero; through the Gram matrix where that is small."""
-        return self.as_gram.eigenvalues(k) if k is None and self._few_rows else super().eigenvalues(k)
+    def eigenvalues(self, k: int | None = None, *, tolerance: float = TOLERANCE) -> Tensor:
+        """The k largest, or all that structure allows not to be zero; through the Gram matrix where that is small.
+
+        The k largest come from Lanczos on the Gram matrix in the model's precision for up to 8192 rows, which costs
+        one sweep and M^2/2 inner products of gradients; else from Lanczos with products.
+
+        Args:
+            k, tolerance: as for ``eigh``.
+        """
+        if (k is None and self._few_rows) or "as_gram" in self.__dict__:
+            return self.as_gram.eigenvalues(k)
+        self._require_k(k)
+        if k is not None and k <= self.rows <= TOP_ROWS and self.layout.size > max(DENSE_SIZE, self.rows):
+            products = self._inner_products
+            if products is not None:
+                return linalg.lanczos(products, k, tolerance=tolerance).values.to(self.dtype)
+        return super().eigenvalues(k, tolerance=tolerance)
 
     def logdet(self, damping: float) -> Estimate:
         """log det(F + damping I), exact where the spectrum is."""

@@ -15,7 +15,6 @@ from torch import Tensor
 
 CHUNK_BYTES = 2**27  # per-example gradients that exist at one time
 TILE = 128  # rows of a symmetric product that are made together
-SLICES = 4  # inner products take gradients of so many times CHUNK_BYTES: longer products, fewer calls
 
 
 class Rule:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dynaxx.model.rules.base import SLICES, Rule, chunk, products
+from dynaxx.model.rules.base import Rule, chunk, products
 
 GROUPED_EXAMPLES = 16  # examples in one grouped call: enough to fill the cores, few enough to stay in cache
 GHOST = 2  # how much slower the small products of inner products are than those of gradients
@@ -111,8 +111,7 @@ class ConvolutionWeight(Rule):
     def inner(self, a: Tensor, g: Tensor, b: Tensor, h: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         same, (outputs, *rest) = a is b and g is h, self.shape
         examples = g.shape[:2].numel() + (0 if same else h.shape[:2].numel())
-        size = examples * torch.Size(rest).numel() * dtype.itemsize
-        step = chunk(size // SLICES) if self.groups == 1 else outputs
+        step = chunk(examples * torch.Size(rest).numel() * dtype.itemsize) if self.groups == 1 else outputs
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             # a slice of the output channels at a time: bounded memory, and no gradient is formed twice

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dynaxx.model.rules.base import SLICES, Rule, chunk, products
+from dynaxx.model.rules.base import Rule, chunk, products
 
 
 class LinearWeight(Rule):
@@ -61,7 +61,7 @@ class LinearWeight(Rule):
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             # a slice of the outputs at a time: bounded memory, and no gradient is formed twice
             examples = g.shape[:2].numel() + (0 if same else h.shape[:2].numel())
-            step = chunk(examples * a.shape[2] * dtype.itemsize // SLICES)
+            step = chunk(examples * a.shape[2] * dtype.itemsize)
             for some in (slice(i, i + step) for i in range(0, g.shape[3], step)):
                 one = (g[..., some].transpose(2, 3) @ a).flatten(2).flatten(0, 1)
                 yield one, one if same else (h[..., some].transpose(2, 3) @ b).flatten(2).flatten(0, 1)
