@@ -2,6 +2,7 @@
 
 import copy
 import math
+from importlib import import_module
 
 import matplotlib as mpl
 import pytest
@@ -117,7 +118,7 @@ def test_many_at_once_are_the_ones_made_alone(monkeypatch):
     together = reduction.apply([1, 4, 9])
     for k, small in zip([1, 4, 9], together, strict=True):
         assert torch.allclose(flat(small), flat(reduction.apply(k)), atol=1e-12)
-    monkeypatch.setattr("dynaxx.eigenspace.COLUMN_BYTES", 2 * 8 * 112)  # two vectors at a time
+    monkeypatch.setattr(import_module("dynaxx.eigenspace"), "COLUMN_BYTES", 2 * 8 * 112)  # two vectors at a time
     assert reduction.space.columns_at_once == 2
     for one, two in zip(reduction.apply([1, 4, 9]), together, strict=True):
         assert torch.allclose(flat(one), flat(two), atol=1e-12)
@@ -299,7 +300,7 @@ def test_bad_input(monkeypatch):
     }.items():
         with pytest.raises(InputError, match=words):
             call()
-    monkeypatch.setattr("dynaxx.eigenspace.SIDE", 4)
+    monkeypatch.setattr(import_module("dynaxx.eigenspace"), "SIDE", 4)
     with pytest.raises(SizeError, match="fewer examples, or fewer parameters"):
         reduce(model, x)
     with torch.no_grad():

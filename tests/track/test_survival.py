@@ -278,3 +278,20 @@ def test_an_open_run_shows_signs_of_life_without_logging(tmp_path, monkeypatch):
         while store.info(run.id).heartbeat == before and time.monotonic() < deadline:
             time.sleep(0.02)
         assert store.info(run.id).heartbeat > before
+
+
+def test_closing_waits_for_a_program_that_holds_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("dynaxx.track.database.BUSY_SECONDS", 0.1)
+    path = tmp_path / "held.db"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that writing fails for now is said, and is not what this is about
+        store = Store(path)
+        run = store.run("held")
+        store.flush()
+        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN EXCLUSIVE")
+        run.log({"a": 1.0}, step=0)
+        threading.Timer(1.0, other.close).start()
+        store.close()
+    with Store(path, readonly=True) as again:
+        assert again.metrics(run.id, "a").values.tolist() == [1.0]

@@ -28,6 +28,7 @@ from dynaxx.track.sql import name_ids, upsert
 INTERVAL = 0.5  # seconds between writes
 HEARTBEAT = 10.0  # seconds between signs of life of an open run
 SLOWEST_RETRY = 30.0
+PATIENCE = 10.0  # seconds that closing waits for a program that holds the file
 LARGEST_BUFFER = 256 * 10**6  # bytes kept while nothing can be written
 CHUNK = 5000  # entries in one transaction, so that other processes get their turn
 
@@ -99,6 +100,7 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._failures = 0
+        self._held = False  # whether the last failure was another program's lock, which passes
         self._names: dict[str, int] = {}
         self._beat = time.monotonic()
 
@@ -133,10 +135,16 @@ class Writer:
             self.flush(timeout=2.0)
 
     def close(self) -> None:
-        """Write what waits, stop the thread, and say so if something could not be written."""
+        """Write what waits, stop the thread, and say so if something could not be written.
+
+        A lock of another program is waited for, since the program will end; a full disk or a lost server is not.
+        """
         self._closed = True
         self._wake.set()
-        if not self.flush():
+        deadline = time.monotonic() + PATIENCE
+        while not (written := self.flush()) and self._held and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if not written:
             self._warn(f"{self.waiting} values could not be written to {self.database.label!r} and are lost")
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -214,6 +222,7 @@ class Writer:
     def _keep(self, batch: list[Entry], error: Exception) -> bool:
         """Put a batch back, within the memory allowed. The newest rows are the ones worth keeping."""
         self._queue.extendleft(reversed(batch))
+        self._held = "locked" in str(error)
         size = sum(entry.size for entry in list(self._queue))
         lost = 0
         while size > LARGEST_BUFFER and self._queue:
