@@ -151,6 +151,42 @@ def test_monitor_a_training(example, tmp_path, monkeypatch, capsys):
         assert len(store.metrics(info.id, "dynaxx/effective_dimension")) == 6
 
 
+def test_sweep_with_optuna(example, tmp_path, monkeypatch, capsys):
+    from dynaxx.track import Store
+
+    optuna = pytest.importorskip("optuna", reason="pip install optuna (extra: optuna)")
+    monkeypatch.chdir(tmp_path)  # it keeps its store where it is run
+    study = example("sweep_with_optuna.py")["study"]
+    states = [trial.state for trial in study.trials]
+    complete, pruned = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
+    assert set(states) == {complete, pruned}
+    with Store("sweep.db", readonly=True) as store:
+        runs = sorted(store.runs(), key=lambda info: info.id)
+        assert [info.name for info in runs] == [f"trial {number}" for number in range(len(states))]
+        assert {info.status for info in runs} == {"finished"}
+        assert ["pruned" in info.tags for info in runs] == [each == pruned for each in states]
+        by_signal = [info for info in runs if "signal" in info.tags]
+        assert by_signal
+        assert any("median" in info.tags for info in runs)
+        for info in by_signal:  # what ended the trial is there to be read, and it ended early
+            assert {alert.title for alert in store.alerts(info.id)} <= {"divergence", "not finite"}
+            assert store.alerts(info.id)
+            assert info.config["rate"] > study.best_params["rate"]
+        # the objective is what was recorded
+        losses = [float(store.metrics(info.id, "dynaxx/probe_loss").values[-1]) for info in runs]
+        assert [t.value for t in study.trials if t.state == complete] == [
+            loss for loss, each in zip(losses, states, strict=True) if each == complete
+        ]
+        assert study.best_value == min(t.value for t in study.trials if t.state == complete)
+    assert "best:" in capsys.readouterr().out
+
+
+def test_without_optuna_it_says_so(example, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SystemExit, match="needs Optuna: pip install optuna"):
+        example("sweep_with_optuna.py")
+
+
 def test_the_commands_of_the_model_factories(example):
     """The factories are what the command line's import strings name; both models take the data they come with."""
     made = example("digits_models.py")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from typing import Any
 
@@ -46,9 +45,9 @@ class Losses:
         numbers = torch.stack([value for _, value, _ in waiting]).tolist()
         return self._known([(step, number, note) for (step, _, note), number in zip(waiting, numbers, strict=True)])
 
-    def mean(self) -> float:
-        """Of the losses since the last call; NaN if there were none."""
-        mean = self._sum / self._count if self._count else math.nan
+    def mean(self) -> float | None:
+        """Of the losses since the last call; None if there were none."""
+        mean = self._sum / self._count if self._count else None
         self._sum, self._count = 0.0, 0
         return mean
 

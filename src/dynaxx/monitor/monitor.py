@@ -341,7 +341,7 @@ class Monitor:
         if self._start is not None:
             values |= since_start(look, self._start)
         mean, rate, limit = self.losses.mean(), self._rate(), self._limit()
-        if not math.isnan(mean) or self.losses.values:
+        if mean is not None:
             values["dynaxx/train_loss"] = mean
         if rate is not None:
             values["dynaxx/learning_rate"] = rate

@@ -140,6 +140,6 @@ def test_tensorboard_leaves_torch_alone(tmp_path):
     import subprocess
     import sys
 
-    code = "import sys; from dynaxx.track.sinks import TensorBoard; TensorBoard(sys.argv[1]); print('torch' in sys.modules)"
+    code = "import sys; from dynaxx.track.sinks import *; TensorBoard(sys.argv[1]); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -11,7 +11,7 @@ from dynaxx.monitor.outlets import Outlet
 from dynaxx.track.records import Alert
 from dynaxx.track.sinks import MLflow, Record
 
-mlflow = pytest.importorskip("mlflow", reason="too heavy for the dev extra (213 MB installed); pip install mlflow")
+mlflow = pytest.importorskip("mlflow", reason="pip install mlflow (extra: mlflow)")
 
 EVENT = Alert("warning", "divergence", "rising", 5, 12.0)
 

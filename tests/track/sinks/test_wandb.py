@@ -14,7 +14,7 @@ from dynaxx.monitor.outlets import Outlet
 from dynaxx.track.records import Alert
 from dynaxx.track.sinks import Record, WandB
 
-wandb = pytest.importorskip("wandb", reason="too heavy for the dev extra (71 MB installed); pip install wandb")
+wandb = pytest.importorskip("wandb", reason="pip install wandb (extra: wandb)")
 
 BLOCK, HEADER = 32768, 7
 
@@ -40,11 +40,18 @@ def stored(run_folder):
 
 
 def rows(records):
+    """Rows as they were logged; an object is spread over several items, whose keys say where they belong."""
     found = []
     for record in records:
         if record.HasField("history"):
-            items = record.history.item
-            found.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
+            row = {}
+            for item in record.history.item:
+                *outer, last = item.nested_key or [item.key]
+                inner = row
+                for key in outer:
+                    inner = inner.setdefault(key, {})
+                inner[last] = json.loads(item.value_json)
+            found.append(row)
     return found
 
 
@@ -74,6 +81,7 @@ def test_a_run_of_its_own(offline):
     outlet.close(timeout=60)
     assert said == []
     assert wandb.run is None
+    wandb.teardown()  # its own process has then written everything
     records = list(stored(folder))
     first, second = [{k: v for k, v in row.items() if k[0] != "_"} for row in rows(records)]
     assert first == {
@@ -91,7 +99,7 @@ def test_a_run_of_its_own(offline):
     assert (alert.title, alert.text, alert.level) == ("t" * 63, "step 80: rising", "ERROR")
     metrics = {m.glob_name or m.name: m for m in (r.metric for r in records if r.HasField("metric"))}
     assert metrics["dynaxx/*"].step_metric == "dynaxx/step"
-    assert [record.run.display_name for record in records if record.HasField("run")][0] == "alone"
+    assert next(record.run.display_name for record in records if record.HasField("run")) == "alone"
 
 
 def test_the_run_that_is_open_is_shared(offline):
@@ -113,6 +121,7 @@ def test_the_run_that_is_open_is_shared(offline):
     sink.close()
     assert wandb.run is theirs
     theirs.finish()
+    wandb.teardown()  # its own process has then written everything
     found = rows(stored(folder))
     assert [row["loss"] for row in found if "loss" in row] == [0.0, 1.0, 2.0]
     assert [(row["dynaxx/step"], row["dynaxx/trace"]) for row in found if "dynaxx/trace" in row] == [
