@@ -43,7 +43,7 @@ def initialise(session: Session) -> None:
     verdict, over = judge(p, constraints, determined, session.prior_precision)
     found = Initialisation(
         parameters=p,
-        prunable=sum(parameter.numel() for parameter in prunable_parameters(model, settings.params).values()),
+        prunable=sum(parameter.numel() for parameter in prunable_parameters(model, settings.recipe.params).values()),
         examples=session.examples,
         probe_examples=probe.count,
         columns=columns,

@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from dynaxx.compress.compare import Comparison
+from dynaxx.compress.foresight import Foreseen
 from dynaxx.compress.intervals import Change, Interval
+from dynaxx.compress.result import PruningResult
 from dynaxx.compress.scoring import Evaluation
 from dynaxx.monitor.snapshot import Snapshot
 
@@ -78,6 +80,7 @@ class Trial:
         before: score after pruning and calibration, before any fine-tuning. curve: (step, score) after each epoch,
             epoch 0 first.
         state: the best epoch's parameters and buffers.
+        decided: masks, scores and predictions, as they were before fine-tuning.
     """
 
     sparsity: float
@@ -87,13 +90,18 @@ class Trial:
     epoch: int
     accepted: bool
     curve: tuple[tuple[int, float], ...]
-    masks: dict[str, Tensor]
     state: dict[str, Tensor]
+    decided: PruningResult
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """name -> boolean tensor."""
+        return self.decided.masks
 
 
 @dataclass(eq=False)
 class Journal:
-    """Results of each phase; None where it has not come to that."""
+    """Results of each phase; None where it has not come to that. ``costs``: what -> (dense, pruned)."""
 
     name: str
     config: dict[str, Any]
@@ -105,11 +113,13 @@ class Journal:
     dense: Evaluation | None = None
     dense_test: Evaluation | None = None
     one_shot: list[OneShot] = field(default_factory=list)
+    foreseen: list[Foreseen] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     final: Evaluation | None = None
     final_test: Evaluation | None = None
     change: Change | None = None
     comparison: Comparison | None = None
+    costs: dict[str, tuple[float, float]] = field(default_factory=dict)
     kept: int = 0
     prunable: int = 0
     layers: list[dict[str, Any]] = field(default_factory=list)

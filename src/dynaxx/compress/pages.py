@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dynaxx.compress.foresight import rank_correlation
 from dynaxx.compress.intervals import Change, Interval
 from dynaxx.compress.journal import Journal, Trial
 from dynaxx.compress.scoring import Evaluation
@@ -265,7 +266,29 @@ def one_shot(journal: Journal) -> Section | None:
         "What each criterion keeps of the trained model before any repair. Random is the control. Curvature need not "
         "beat magnitude, least of all at high sparsity."
     )
-    return Section("Prune", text, [chart, table])
+    return Section("Prune", text, [chart, table, *_foreseen(journal)])
+
+
+def _foreseen(journal: Journal) -> list[Block]:
+    """Predicted against measured, by layer and sparsity."""
+    rows = journal.foreseen
+    if not rows:
+        return []
+    sparsities = sorted({row.sparsity for row in rows})
+    found = {(row.layer, row.sparsity): row for row in rows}
+    cells = [
+        [layer, *(f"{found[layer, s].predicted:.3g} / {found[layer, s].measured:.3g}" for s in sparsities)]
+        for layer in dict.fromkeys(row.layer for row in rows)
+    ]
+    alone = [row for row in rows if row.layer != "all"]
+    caption = (
+        "Loss increase in nats per example, predicted / measured, each layer pruned alone and all together: the "
+        "criterion's second-order prediction against the divergence from the dense model on the probe. A quadratic "
+        "model is wrong where the measured number is large."
+    )
+    if len(alone) >= 3:
+        caption += f" Rank correlation over layers and sparsities: {rank_correlation(alone):.2f}."
+    return [Table(["pruned alone", *(share(s, 0) for s in sparsities)], cells, caption)]
 
 
 def validation(journal: Journal) -> Section | None:
@@ -300,6 +323,13 @@ def validation(journal: Journal) -> Section | None:
     blocks.append(Lines(f"Validation {measure} while fine-tuning", curves, x_label="optimizer steps", markers=markers))
     if journal.comparison is not None:
         blocks += _comparison(journal)
+    if journal.costs:
+        costs = [[what, f"{dense:.4g}", f"{pruned:.4g}"] for what, (dense, pruned) in journal.costs.items()]
+        caption = (
+            "FLOPs and file as a kernel and a format that skip zeros would have them. Latency is measured, with the "
+            "dense kernels that are there: zeros alone make nothing faster; structured pruning and 2:4 do."
+        )
+        blocks.append(Table(["cost", "dense", "pruned"], costs, caption))
     if journal.layers:
         layers = [[row["name"], row["kept"], row["total"], share(row["kept"] / row["total"])] for row in journal.layers]
         blocks.append(Table(["parameter", "kept", "of", "share"], layers))

@@ -18,6 +18,8 @@ from torch.nn.utils import prune as torch_prune
 
 from dynaxx.compress.masks import counts
 from dynaxx.errors import InputError, choose
+from dynaxx.model.calibrate import calibrate
+from dynaxx.model.network import Predict
 from dynaxx.model.selection import unwrap
 
 FORMAT = "dynaxx-pruning/1"
@@ -51,6 +53,7 @@ class PruningResult:
             keep the model's.
         predicted_loss_increase: nats per example by the criterion's own second-order model; None where it makes no
             prediction.
+        predicted: name -> its share; shares add up to the whole. Pruned in several steps, each is a sum over steps.
     """
 
     masks: dict[str, Tensor]
@@ -58,6 +61,7 @@ class PruningResult:
     report: dict[str, Any]
     weights: dict[str, Tensor] | None = None
     predicted_loss_increase: float | None = None
+    predicted: dict[str, float] | None = None
     _counts: tuple[int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +82,9 @@ class PruningResult:
         """Share of the prunable weights that is dropped."""
         return 1 - self.kept / self.prunable
 
-    def apply(self, model: nn.Module, mode: str = "zero") -> nn.Module:
+    def apply(
+        self, model: nn.Module, mode: str = "zero", *, data: Any = None, predict: Predict | None = None
+    ) -> nn.Module:
         """Prune ``model`` in place and return it.
 
         Args:
@@ -87,6 +93,8 @@ class PruningResult:
                 "prune" hangs the masks on the modules as ``torch.nn.utils.prune`` does (``weight_orig``,
                 ``weight_mask``); "parametrize" as ``torch.nn.utils.parametrize``. In all three the Parameter objects
                 stay the same, so an optimizer made before goes on working.
+            data: re-estimates BatchNorm's running statistics, which belong to the dense model's activations; without
+                it do so with ``dynaxx.model.calibrate.calibrate``. predict: as for ``dynaxx.fisher``.
 
         Raises:
             InputError: an unknown mode; a name or shape does not fit (nothing is changed then); or a shared parameter
@@ -121,6 +129,8 @@ class PruningResult:
                 torch_prune.custom_from_mask(module, attribute, mask)
             else:
                 parametrize.register_parametrization(module, attribute, Masked(mask.to(parameters[name].dtype)))
+        if data is not None:
+            calibrate(model, data, predict=predict)
         return model
 
     def _require_single_use(self, model: nn.Module) -> None:
@@ -152,6 +162,7 @@ class PruningResult:
             "report": self.report,
             "compensated": self.weights is not None,
             "predicted": self.predicted_loss_increase,
+            "shares": self.predicted,
         }
         temporary = path.with_name(path.name + ".tmp")
         try:
@@ -194,6 +205,7 @@ class PruningResult:
             header["report"],
             weights,
             header["predicted"],
+            header.get("shares"),
         )
 
     def __repr__(self) -> str:
@@ -205,6 +217,11 @@ class PruningResult:
         return head + (", compensated)" if self.weights is not None else ")")
 
 
-def layer_rows(masks: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """Per parameter: name, weights kept, weights in all."""
-    return [{"name": name, "kept": int(mask.sum()), "total": mask.numel()} for name, mask in masks.items()]
+def layer_rows(masks: dict[str, Tensor], predicted: dict[str, float] | None = None) -> list[dict[str, Any]]:
+    """Per parameter: name, weights kept, weights in all, and its share of the predicted loss increase."""
+    shares = predicted or {}
+    return [
+        {"name": name, "kept": int(mask.sum()), "total": mask.numel()}
+        | ({"predicted": shares[name]} if name in shares else {})
+        for name, mask in masks.items()
+    ]

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dynaxx import likelihoods
-from dynaxx.compress.data import Reader, batches, unmoved
 from dynaxx.compress.intervals import Change, Interval, mean_change, mean_interval, paired_change, wilson
+from dynaxx.compress.reader import Reader
 from dynaxx.likelihoods import Bernoulli, Categorical, Likelihood
 from dynaxx.model.network import Output, Predict
+from dynaxx.model.reading import batches, unmoved
 from dynaxx.monitor.snapshot import evaluating
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 from dynaxx import likelihoods
+from dynaxx.compress.checkpoint import Checkpoint
 from dynaxx.compress.criteria import CRITERIA, prunable_parameters
-from dynaxx.compress.data import batches, require_rereadable, unmoved
-from dynaxx.compress.masks import SCOPES, require_sparsity
+from dynaxx.compress.masks import require_sparsity
+from dynaxx.compress.recipe import Recipe
+from dynaxx.compress.scoring import Evaluation
 from dynaxx.compress.training import MakeOptimizer, require_positive, sgd
 from dynaxx.errors import InputError, choose
 from dynaxx.likelihoods import Likelihood
 from dynaxx.model.network import Predict
+from dynaxx.model.reading import batches, require_rereadable, unmoved
 from dynaxx.monitor.snapshot import Probe
 
 if TYPE_CHECKING:
@@ -35,11 +38,11 @@ class Settings:
         InputError: one of them is out of range.
     """
 
-    likelihood: Likelihood
+    recipe: Recipe
     sparsity: float
-    criterion: str
-    scope: str
     tolerance: float
+    target_accuracy: float | None
+    rounds: int
     epochs: int
     fine_tune_epochs: int
     lr: float | None
@@ -49,20 +52,16 @@ class Settings:
     prior_precision: float | None
     sparsities: Sequence[float]
     criteria: Sequence[str]
-    params: Any
-    estimator: str
-    damping: float | None
     trials: int
     probe_size: int
-    seed: int
-    predict: Predict | None
 
     def __post_init__(self) -> None:
         for sparsity in (self.sparsity, *self.sparsities):
             require_sparsity(sparsity)
-        for criterion in (self.criterion, *self.criteria):
+        for criterion in self.criteria:
             choose("criterion", criterion, CRITERIA)
-        choose("scope", self.scope, SCOPES)
+        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
+            raise InputError(f"rounds={self.rounds!r} is not a whole number >= 1")
         for name in ("epochs", "fine_tune_epochs", "trials"):
             given = getattr(self, name)
             if isinstance(given, bool) or not isinstance(given, int) or given < 0:
@@ -72,10 +71,53 @@ class Settings:
                 require_positive(name, getattr(self, name))
         require_positive("tolerance", self.tolerance, zero=True)
         require_positive("weight_decay", self.weight_decay, zero=True)
-        if isinstance(self.likelihood, likelihoods.Categorical | likelihoods.Bernoulli) and self.tolerance >= 1:
+        classes = isinstance(self.likelihood, likelihoods.Categorical | likelihoods.Bernoulli)
+        if classes and self.tolerance >= 1:
             raise InputError(f"tolerance={self.tolerance!r} allows any accuracy; for one point of accuracy give 0.01")
+        target = self.target_accuracy
+        if target is not None and not classes:
+            raise InputError("target_accuracy belongs to models of classes; give tolerance, a share of the likelihood")
+        if target is not None and (
+            isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 < target <= 1
+        ):
+            raise InputError(f"target_accuracy={target!r} is not in (0, 1]; for 97 percent give 0.97")
         if self.probe_size < 1:
             raise InputError(f"probe_size={self.probe_size!r}; geometry needs at least one example")
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Of the outputs."""
+        return likelihoods.resolve(self.recipe.likelihood)
+
+    @property
+    def predict(self) -> Predict | None:
+        """How the model is called, where it cannot simply be."""
+        return self.recipe.predict
+
+    @property
+    def seed(self) -> int:
+        """Of everything random."""
+        return self.recipe.seed
+
+    def recipe_of(self, criterion: str) -> Recipe:
+        """The recipe; for another criterion than its own, its plain one-shot form under the same scope and pattern."""
+        if criterion == self.recipe.criterion:
+            return self.recipe
+        damping = None if isinstance(self.recipe.damping, str) else self.recipe.damping
+        curvature = self.recipe.curvature if criterion == "obs" else None
+        return replace(
+            self.recipe, criterion=criterion, compensation=None, steps=None, damping=damping, curvature=curvature
+        )
+
+    def accepts(self, dense: Evaluation, pruned: Evaluation) -> bool:
+        """Whether a score is good enough."""
+        if self.target_accuracy is None:
+            return dense.accepts(pruned, self.tolerance)
+        return pruned.score >= self.target_accuracy - 1e-12
+
+    def least(self, dense: Evaluation) -> float:
+        """The lowest score that is."""
+        return dense.least(self.tolerance) if self.target_accuracy is None else self.target_accuracy
 
 
 @dataclass
@@ -93,12 +135,12 @@ class Session:
     progress: Progress
     publish: Callable[[], object]
     examples: int = field(init=False)
-    digests: dict[str, str] = field(default_factory=dict)
+    checkpoint: Checkpoint = field(default_factory=lambda: Checkpoint(None, {}))
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise InputError(f"model is a {type(self.model).__name__}; expected a torch.nn.Module")
-        prunable_parameters(self.model, self.settings.params)
+        prunable_parameters(self.model, self.settings.recipe.params)
         for what, data in (("train", self.train), ("validation", self.validation)):
             require_rereadable(what, data)
         dataset = getattr(self.train, "dataset", None)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dynaxx import likelihoods
-from dynaxx.compress.data import Reader, batches, require_rereadable
+from dynaxx.compress.checkpoint import Piece, named, optimizer_state, optimizer_tensors, put_back, random_states
+from dynaxx.compress.reader import Reader
 from dynaxx.errors import InputError
 from dynaxx.likelihoods import Likelihood
 from dynaxx.model.network import Predict
+from dynaxx.model.reading import batches, require_rereadable
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
+Keep = Callable[[dict[str, Tensor], dict[str, Any]], object]
 MOMENTUM = 0.9
 
 
@@ -53,6 +56,8 @@ def fit(
     predict: Predict | None = None,
     seed: int = 0,
     start: int = 0,
+    keep: Keep | None = None,
+    go_on: Piece | None = None,
 ) -> list[Epoch]:
     """Minimise the mean negative log likelihood plus weight_decay/2 |w|^2, the learning rate falling as a half cosine
     over the epochs.
@@ -69,6 +74,9 @@ def fit(
         seed: of dropout and of loaders that shuffle with torch's global generator; the caller's random state is put
             back.
         start: optimizer steps done before.
+        keep: called after every epoch and its callback with everything that going on from there needs, as tensors and
+            JSON-able facts.
+        go_on: what ``keep`` was given, to go on from; the result is that of a run that was never interrupted.
 
     Returns:
         One Epoch per pass.
@@ -95,7 +103,10 @@ def fit(
     try:
         with torch.random.fork_rng(devices=cuda), torch.enable_grad():
             torch.manual_seed(seed)
-            for number in range(1, epochs + 1):
+            if go_on is not None:
+                done = _restore(go_on, reader.model, chooser, data)
+                step = done[-1].step
+            for number in range(len(done) + 1, epochs + 1):
                 begun = time.perf_counter()
                 rate = lr * 0.5 * (1 + math.cos(math.pi * (number - 1) / epochs))
                 for group in chooser.param_groups:
@@ -108,11 +119,28 @@ def fit(
                 done.append(Epoch(number, step, total / count, rate, time.perf_counter() - begun))
                 if callback is not None:
                     callback(done[-1])
+                if keep is not None:
+                    keep(*_everything(reader.model, chooser, data, done))
     finally:
         chooser.zero_grad(set_to_none=True)
         for module, mode in modes:
             module.training = mode
     return done
+
+
+def _everything(
+    model: nn.Module, chooser: torch.optim.Optimizer, data: Any, done: list[Epoch]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, facts = optimizer_tensors(chooser.state_dict())
+    tensors = tensors | named("model", model.state_dict()) | random_states(data)
+    return tensors, {"optimizer": facts, "epochs": [asdict(epoch) for epoch in done]}
+
+
+def _restore(piece: Piece, model: nn.Module, chooser: torch.optim.Optimizer, data: Any) -> list[Epoch]:
+    model.load_state_dict(piece.part("model"))
+    chooser.load_state_dict(optimizer_state(piece, piece.facts["optimizer"]))
+    put_back(piece, data)
+    return [Epoch(**epoch) for epoch in piece.facts["epochs"]]
 
 
 def _step(

@@ -14,11 +14,14 @@ from torch import nn
 
 from dynaxx import likelihoods
 from dynaxx.compress import pages
-from dynaxx.compress.data import gather
+from dynaxx.compress.checkpoint import Checkpoint, named, put_back, random_states
 from dynaxx.compress.initialise import PHASE as INITIALISE
 from dynaxx.compress.initialise import initialise
 from dynaxx.compress.journal import Journal
+from dynaxx.compress.masks import require_sparsity
+from dynaxx.compress.patterns import agreed, parse
 from dynaxx.compress.progress import Bars
+from dynaxx.compress.recipe import Recipe
 from dynaxx.compress.result import PruningResult
 from dynaxx.compress.scoring import evaluate
 from dynaxx.compress.settings import Progress, Session, Settings
@@ -32,6 +35,7 @@ from dynaxx.compress.validate import validate
 from dynaxx.errors import InputError
 from dynaxx.likelihoods import Likelihood
 from dynaxx.model.network import Predict
+from dynaxx.model.reading import device_of, gather
 from dynaxx.model.selection import Selector
 from dynaxx.monitor.snapshot import Probe
 from dynaxx.report import Document, write
@@ -94,10 +98,16 @@ def compress(
     validation: Any,
     *,
     likelihood: str | Likelihood = "categorical",
-    sparsity: float = 0.8,
+    sparsity: float | None = None,
     criterion: str = "obd",
     scope: str = "global",
+    pattern: str | tuple[int, int] | None = None,
+    curvature: str | None = None,
+    compensation: str | None = None,
+    steps: int | None = None,
     tolerance: float = 0.01,
+    target_accuracy: float | None = None,
+    rounds: int = 1,
     epochs: int = 20,
     fine_tune_epochs: int = 10,
     lr: float | None = None,
@@ -115,11 +125,12 @@ def compress(
     sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95),
     criteria: Sequence[str] = ("magnitude", "obd", "random"),
     params: Selector = None,
-    estimator: str = "exact",
-    damping: float | None = None,
+    estimator: str | None = None,
+    damping: float | str | None = None,
     trials: int = 4,
     predict: Predict | None = None,
     progress: Progress | bool = False,
+    resume: str | Path | None = None,
     seed: int = 0,
 ) -> CompressionResult:
     """Train a model, prune it by curvature, fine-tune it, and prune less where that costs more than ``tolerance``.
@@ -138,8 +149,13 @@ def compress(
         likelihood: with classes ("categorical", "bernoulli") the score is accuracy and ``tolerance`` is absolute, 0.01
             being one point; with the others the score is the mean log likelihood and ``tolerance`` is relative to its
             size.
-        sparsity, criterion, scope, params, estimator, damping: as for ``dynaxx.prune``; saliencies come from 512
-            training examples.
+        sparsity: default 0.8, or what pattern "n:m" implies; there is nothing to relax then.
+        criterion, scope, pattern, curvature, compensation, steps, params, estimator, damping: as for ``dynaxx.prune``;
+            saliencies come from 512 training examples. The other ``criteria`` are tried in one step.
+        target_accuracy: the validation accuracy to reach, in place of ``tolerance``; bisection then also goes above
+            ``sparsity``, for the sparsest model that reaches it.
+        rounds: prune and fine-tune so many times over on the way to a sparsity, along a cubic schedule, each with
+            ``fine_tune_epochs``.
         epochs, fine_tune_epochs: passes over ``train``.
         lr: default 0.1 or half the ceiling, whichever is less. fine_tune_lr: default a fifth of it. Both fall as a half
             cosine.
@@ -152,6 +168,9 @@ def compress(
         report: path of an HTML page, rewritten after each look and phase so that a killed run leaves one; or a function
             of the journal.
         progress: True for a bar per phase on a terminal, or a function progress(phase, done, total, note).
+        resume: a folder in which every finished training epoch, sweep and trial is kept. Called again with the same
+            arguments after any kind of end, kill -9 included, the work goes on there, and the result is that of a run
+            that was never cut off; at most one trial is done again.
         seed: of shuffling by torch's global generator, dropout, and sampled saliencies.
 
     Returns:
@@ -166,12 +185,22 @@ def compress(
     Cost: besides the training, one snapshot for each of about eight epochs, one sweep per curvature criterion, and two
     spectra at the end.
     """
+    parsed = parse(pattern)
+    if sparsity is not None:
+        require_sparsity(sparsity)
+    sparsity = agreed(sparsity, parsed, 0.8)
+    if parsed is not None and parsed.sparsity is not None:  # there is one sparsity only, and nothing to relax
+        sparsities, trials = (sparsity,) if sparsities else (), 0
+    recipe = Recipe(
+        criterion, scope, parsed, curvature, compensation, steps, damping, params=params,
+        likelihood=likelihoods.resolve(likelihood), estimator=estimator, seed=seed, predict=predict,
+    )  # fmt: skip
     settings = Settings(
-        likelihoods.resolve(likelihood),
+        recipe,
         sparsity,
-        criterion,
-        scope,
         tolerance,
+        target_accuracy,
+        rounds,
         epochs,
         fine_tune_epochs,
         lr,
@@ -181,13 +210,8 @@ def compress(
         prior_precision,
         tuple(sparsities),
         tuple(criteria),
-        params,
-        estimator,
-        damping,
         trials,
         probe_size,
-        seed,
-        predict,
     )
     if probe is None:
         probe = Probe(
@@ -199,6 +223,8 @@ def compress(
     session = Session(model, train, validation, test, settings, probe, journal, None, _silent, lambda: None)
     for labelled in (validation, probe.batch):  # labels missing or wrong: better found now than after training
         evaluate(model, labelled, likelihood=settings.likelihood, predict=predict)
+    session.checkpoint = Checkpoint(None if resume is None else Path(resume), config)
+    _begin(session)
     publish = _publisher(report, named)
     publish(journal, True)
     session.publish = lambda: publish(journal, False)
@@ -212,6 +238,17 @@ def compress(
         if session.run is not None and written is not None:
             session.run.artifact("report.html", written, "text/html")
     return CompressionResult(model, result, journal, journal.run_id, written)
+
+
+def _begin(session: Session) -> None:
+    """Keep the model as it came, or go back to it: a model that was half trained is not what the run began with."""
+    begun = session.checkpoint.load("begin", device_of(session.model))
+    if begun is not None:
+        session.model.load_state_dict(begun.part("model"))
+        put_back(begun, session.train)
+    elif session.checkpoint.folder is not None:
+        tensors = named("model", session.model.state_dict()) | random_states(session.train)
+        session.checkpoint.save("begin", tensors, {})
 
 
 def _phases(session: Session) -> PruningResult:
@@ -277,7 +314,7 @@ def _config(settings: Settings, probe: Probe) -> dict[str, Any]:
     """What the run was given, as JSON can carry it."""
     plain = {
         key: value
-        for key, value in vars(settings).items()
+        for key, value in {**vars(settings.recipe), **vars(settings)}.items()
         if isinstance(value, (str, int, float, tuple)) or value is None
     }
     return plain | {
