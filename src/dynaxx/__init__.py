@@ -27,6 +27,9 @@ _PUBLIC = {
     "prune": "dynaxx.compress.prune:prune",
     "PruningResult": "dynaxx.compress.result:PruningResult",
     "compress": "dynaxx.compress.workflow:compress",
+    "shrink": "dynaxx.compress.structured:shrink",
+    "eigendamage": "dynaxx.compress.structured:eigendamage",
+    "StructuredResult": "dynaxx.compress.structured:StructuredResult",
     "reduce": "dynaxx.reduction.reduce:reduce",
     "Reduction": "dynaxx.reduction:Reduction",
     "eigenspace": "dynaxx.eigenspace:eigenspace",
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
     from dynaxx.bounds import bracket as bracket
     from dynaxx.compress.prune import prune as prune
     from dynaxx.compress.result import PruningResult as PruningResult
+    from dynaxx.compress.structured import StructuredResult as StructuredResult
+    from dynaxx.compress.structured import eigendamage as eigendamage
+    from dynaxx.compress.structured import shrink as shrink
     from dynaxx.compress.workflow import compress as compress
     from dynaxx.deflation import deflated as deflated
     from dynaxx.eigenspace import eigenspace as eigenspace

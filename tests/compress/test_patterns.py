@@ -99,7 +99,7 @@ def test_shuffled_masks_keep_their_numbers():
 
 def test_bad_input():
     model, x = nn.Linear(8, 4), torch.randn(10, 8)
-    for bad in ("4:2", "2/4", (4,), (0, 1), (True, 2), 3):
+    for bad in ("4:2", "2/4", "0x4", (4,), (0, 1), (True, 2), 3):
         with pytest.raises(dynaxx.InputError, match="pattern="):
             dynaxx.prune(model, x, sparsity=0.5, pattern=bad)
     with pytest.raises(dynaxx.InputError, match=r"drops 0.5 of the weights, not sparsity=0.6"):

@@ -55,6 +55,7 @@ def run(folder, *die):
     return load_file(f"{folder}.result") if not die else None
 
 
+@pytest.mark.slow
 def test_killed_three_times_and_the_same_in_the_end(tmp_path):
     whole = run(tmp_path / "whole")
     cut = tmp_path / "cut"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from dynaxx.compress.structured.measure import flops
+from dynaxx.compress.measure import flops
 from dynaxx.model.data import Batch
 from dynaxx.model.network import Predict
 

@@ -15,11 +15,11 @@ from dynaxx.compress.compare import compare, surviving
 from dynaxx.compress.costs import densities, sparse_bytes
 from dynaxx.compress.journal import Trial
 from dynaxx.compress.masks import counts
+from dynaxx.compress.measure import latency
 from dynaxx.compress.result import PruningResult, layer_rows
 from dynaxx.compress.schedule import cubic
 from dynaxx.compress.scoring import Evaluation, evaluate
 from dynaxx.compress.settings import Session
-from dynaxx.compress.structured.measure import latency
 from dynaxx.compress.sweep import examples, one_shot
 from dynaxx.compress.training import Epoch, fit
 from dynaxx.model.reading import batches, device_of
