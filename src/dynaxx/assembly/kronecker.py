@@ -39,8 +39,7 @@ class _Factors:
         self.layer, self.sharing = layer, sharing
         self.weight, self.bias = "weight" in own, "bias" in own
         self.layout = layout.part([own[name] for name in ("weight", "bias") if name in own])
-        self.left, self.right = SecondMoment(), SecondMoment()
-        self.first: Tensor | None = None  # sum of the input rows: the border that the bias adds
+        self.left, self.right = SecondMoment(), SecondMoment(homogeneous=self.bias)
         self.positions = 0
 
     def inputs(self, a: Tensor) -> Tensor:
@@ -51,21 +50,14 @@ class _Factors:
     def add_inputs(self, calls: _Calls) -> None:
         moments = calls.moments() if self.sharing == "expand" and self.weight else None
         if moments is not None:
-            second, first, number = moments
-            self.positions += number
-            self.right.add_sum(second)
-            self._add_first(first)
+            self.positions += moments[2]
+            self.right.add_sum(*moments)
             return
         for a in calls.rows():
             rows = a.mean(1) if self.sharing == "reduce" else a.flatten(0, 1)
             self.positions += len(rows)
             if self.weight:
                 self.right.add(rows)
-                self._add_first(rows.sum(0))
-
-    def _add_first(self, first: Tensor) -> None:
-        first = first.to(torch.promote_types(first.dtype, torch.float32))
-        self.first = first if self.first is None else self.first + first
 
     def add_cotangents(self, g: Tensor) -> None:
         rows = g.sum(2).flatten(0, 1) if self.sharing == "reduce" else g.flatten(0, 2)
@@ -73,14 +65,8 @@ class _Factors:
 
     def finish(self, count: int, sampling: Sampling | None) -> Kronecker:
         """The factors, scaled in place: once, for a wide output's factor is the largest thing there is."""
-        left, number = self.left.total().div_(self.positions), float(self.positions)
-        if self.first is None:
-            right = left.new_full((1, 1), number)
-        else:
-            right = self.right.total()
-            if self.bias:
-                border = torch.cat([self.first, self.first.new_tensor([number])])
-                right = torch.cat([torch.cat([right, self.first[:, None]], 1), border[None]])
+        left = self.left.total().div_(self.positions)
+        right = self.right.total() if self.weight else left.new_full((1, 1), float(self.positions))
         right /= count
         return Kronecker(left, right, self.layer.weight_axes or "oi", self.bias, self.layout, count, sampling)
 

@@ -52,6 +52,12 @@ class _Linearised:
         )
 
 
+def _one(output: Output) -> Output:
+    """The first example alone: enough to learn what an estimator refuses."""
+    targets, mask = (None if tensor is None else tensor[:1] for tensor in (output.targets, output.mask))
+    return Output(output.z[:1], targets, mask)
+
+
 class Pullback:
     """The model, the data and the estimator behind an implicit operator.
 
@@ -102,7 +108,7 @@ class Pullback:
             for batch in self.sweeper.data:
                 if total == 0:
                     tape = self.sweeper.tape(batch)
-                    self.estimator.cotangents(tape.output, self.sweeper.keys(batch), 0, 1)
+                    self.estimator.cotangents(_one(tape.output), self.sweeper.keys(batch)[:1], 0, 1)
                     columns = self.estimator.number(tape.output)
                 else:
                     with torch.no_grad():
@@ -212,10 +218,13 @@ class Pullback:
     def trace(self) -> tuple[float, Sampling | None]:
         """tr F = mean over examples of sum_k |G_nk|^2, from layer outputs alone."""
         total, count, first = 0.0, 0, None
+        drawn: Tensor | None = None
         with self.network.guarded():
             for tape, keys in self.sweeper.tapes():
                 first = first or tape.batch
                 for cotangents in self.sweeper.chunks(tape, keys):
-                    total += float(example_norms(tape, cotangents).sum(dtype=torch.float64))
+                    norms = example_norms(tape, cotangents)
+                    total += float(norms.sum(dtype=torch.float64))
+                    drawn = norms if count == 0 and self.estimator.samples == 1 else drawn
                 count += len(keys)
-        return total / count, self.sweeper.sampling(first, count)
+        return total / count, self.sweeper.sampling(first, count, drawn=drawn)

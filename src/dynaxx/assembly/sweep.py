@@ -125,26 +125,32 @@ class Sweeper:
             _require_finite(operator)
         return operators
 
-    def sampling(self, first: Batch | None, count: int, head: bool = False) -> Sampling | None:
-        """The randomness of an operator made from ``count`` examples that began with the batch ``first``."""
+    def sampling(
+        self, first: Batch | None, count: int, head: bool = False, drawn: Tensor | None = None
+    ) -> Sampling | None:
+        """The randomness of an operator made from ``count`` examples that began with the batch ``first``.
+
+        Args:
+            head: as for ``example_norms``.
+            drawn: squared gradient norms (1, groups) of that batch, where the sweep has one sample and knows them.
+        """
         if self.estimator.samples == 0 or first is None:
             return None
         versions = self.network.versions()
 
         def stderr() -> float:
             # measured when asked for; once the weights have moved on it can no longer be known
-            return (
-                self._trace_error(first, head) / math.sqrt(count) if self.network.versions() == versions else math.nan
-            )
+            known = self.network.versions() == versions
+            return self._trace_error(first, head, drawn) / math.sqrt(count) if known else math.nan
 
         return Sampling(self.estimator.samples, stderr)
 
-    def _trace_error(self, first: Batch, head: bool) -> float:
+    def _trace_error(self, first: Batch, head: bool, drawn: Tensor | None) -> float:
         """Root of the variance per example of the sampled trace.
 
         A single draw per example cannot tell sampling noise from differences between examples, so some examples are
-        drawn again, at least twice, from streams of their own: as many draws as half of the batch's sweep had, more
-        where that is cheap.
+        drawn again from streams of their own: as many draws as half of the batch's sweep had, more where that is
+        cheap, and at least two an example. The sweep's own draw is one of them where it is known.
         """
         size = self.estimator.group or first.count
         budget = max(first.count * self.estimator.samples // 2, ERROR_ENTRIES * first.count // max(1, self._entries))
@@ -152,11 +158,13 @@ class Sweeper:
         part = first.part(0, max(1, min(first.count, budget // 2) // size) * size)
         groups = -(-part.count // size)
         draws = max(2, math.ceil(budget / part.count), 16 if groups == 1 else 2)
+        # (draws, groups): the trace of a group from one draw
+        traces = [] if drawn is None else [drawn[:, :groups]]
+        draws -= len(traces)
         extra = self.estimator.again(draws)
         with self.network.guarded():
             tape = self.tape(part)
-            # (draws, groups): the trace of a group from one draw
-            traces = [example_norms(tape, u, head) * draws for u in self.chunks(tape, self.keys(part), extra)]
+            traces += [example_norms(tape, u, head) * draws for u in self.chunks(tape, self.keys(part), extra)]
         variance = float(torch.cat(traces).double().var(0).sum()) / part.count
         return math.sqrt(variance * self.estimator.variance_factor(tape.output.z) / self.estimator.samples)
 

@@ -54,17 +54,17 @@ class _OnMatrices(Operator):
 
     def vectors(self, matrices: Tensor) -> Tensor:
         """(k, O, I) back to (p, k)."""
-        pieces, start = {}, 0
-        for name, shape in self.layout.shapes.items():
+        out, start = matrices.new_empty(self.layout.size, len(matrices)), 0
+        for name, rows in self.layout.slices.items():
             if self.bias and name == self.layout.names[-1]:
-                pieces[name] = matrices[:, :, -1].T
+                out[rows] = matrices[:, :, -1].T
                 continue
-            width = torch.Size(shape).numel() // matrices.shape[1]
+            width = (rows.stop - rows.start) // matrices.shape[1]
             block = matrices[:, :, start : start + width]
-            block = block.transpose(1, 2) if self.axes == "io" else block
-            pieces[name] = block.permute(1, 2, 0).reshape(*shape, len(matrices))
+            block = (block.transpose(1, 2) if self.axes == "io" else block).permute(1, 2, 0)
+            out[rows].view(block.shape).copy_(block)
             start += width
-        return self.layout.ravel(pieces)
+        return out
 
 
 class EigenKronecker(_OnMatrices):

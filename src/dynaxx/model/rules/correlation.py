@@ -5,6 +5,9 @@ through the shift s' - s, but for windows at the border: (2k - 1)^2 shifts inste
 symmetry. With the correlation of the whole image at a shift, a pair of positions only has to take off the rows and
 columns that its windows never reach, and add back their corners. Exact for stride 1; zero rows, which padding makes,
 are skipped. Other strides, and few channels, go by patches.
+
+With the pixels laid out flat, a shift is an offset, and its correlation one product of two slices: pixels that the
+offset carries past the end of a line meet zeros as long as a line's ends hold enough of them.
 """
 
 from __future__ import annotations
@@ -29,22 +32,26 @@ def patch_moments(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...])
     """
     channels = x.shape[1]
     first = x.new_empty(channels, *kernel)
-    image = x.permute(0, 2, 3, 1).contiguous()  # (N, H, W, C)
-    sizes = [x.shape[2 + i] - (kernel[i] - 1) * dilation[i] for i in (0, 1)]  # positions a window can take
+    reach = [(kernel[i] - 1) * dilation[i] for i in (0, 1)]
+    sizes = [x.shape[2 + i] - reach[i] for i in (0, 1)]  # positions a window can take
     places = list(product(range(kernel[0]), range(kernel[1])))
-    out = x.new_zeros(channels, *kernel, channels, *kernel)
+    out = x.new_zeros(*kernel, channels, *kernel, channels)
     # lines that some window never reaches, and that hold something
     lines = [
-        [r for r in range(x.shape[2 + i]) if not reach <= r < sizes[i] and bool(x.select(2 + i, r).any())]
-        for i, reach in enumerate((kernel[j] - 1) * dilation[j] for j in (0, 1))
+        [r for r in range(x.shape[2 + i]) if not reach[i] <= r < sizes[i] and bool(x.select(2 + i, r).any())]
+        for i in (0, 1)
     ]
+    image = _flattening(x, reach, lines)
+    pixels = image.flatten(0, 2)
     for shift in product(range(kernel[0]), range(1 - kernel[1], kernel[1])):
         if shift < (0, 0):
             continue
         step = (shift[0] * dilation[0], shift[1] * dilation[1])
-        whole = _correlation(image, step)
-        rows = {r: _correlation(image[:, r : r + 1 + step[0]], step) for r in lines[0] if r + step[0] < x.shape[2]}
-        columns = {c: _column(image, c, step) for c in lines[1] if 0 <= c + step[1] < x.shape[3]}
+        offset = step[0] * image.shape[2] + step[1]
+        whole = pixels[: len(pixels) - offset].T @ pixels[offset:]
+        taken = [_lines_to_take_off(lines[i], shift[i], kernel[i], dilation[i], sizes[i]) for i in (0, 1)]
+        rows = {r: _correlation(image[:, r : r + 1 + step[0]], step) for r in taken[0]}
+        columns = {c: _column(image, c, step) for c in taken[1]}
         corners = {(r, c): _corner(image, r, c, step) for r in rows for c in columns}
         for s in places:
             t = (s[0] + shift[0], s[1] + shift[1])
@@ -60,14 +67,15 @@ def patch_moments(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...])
                 value -= columns[c]
             for pair in product(no_rows, no_columns):
                 value += corners[pair]
-            out[:, s[0], s[1], :, t[0], t[1]] = value
-            out[:, t[0], t[1], :, s[0], s[1]] = value.T
+            out[s[0], s[1], :, t[0], t[1]] = value
+            out[t[0], t[1], :, s[0], s[1]] = value.T
+    added = x.sum(0)
     for s in places:
         low = (s[0] * dilation[0], s[1] * dilation[1])
-        seen = x[:, :, low[0] : low[0] + sizes[0], low[1] : low[1] + sizes[1]]
-        first[:, s[0], s[1]] = seen.sum((0, 2, 3))
+        first[:, s[0], s[1]] = added[:, low[0] : low[0] + sizes[0], low[1] : low[1] + sizes[1]].sum((1, 2))
     width = first.numel()
-    return out.reshape(width, width), first.flatten(), len(x) * sizes[0] * sizes[1]
+    moment = out.permute(2, 0, 1, 5, 3, 4).reshape(width, width)
+    return moment, first.flatten(), len(x) * sizes[0] * sizes[1]
 
 
 def strided_moments(
@@ -87,6 +95,34 @@ def strided_moments(
     # kernel positions before channels, as copied, to channels before kernel positions, as in a flattened weight
     order = torch.arange(width, device=x.device).view(-1, channels).T.flatten()
     return moment.total()[order][:, order], first[order], number
+
+
+def _lines_to_take_off(lines: list[int], shift: int, kernel: int, dilation: int, size: int) -> list[int]:
+    """Lines that hold something, and whose shifted line does, but which some pair of kernel positions never reaches."""
+    reach, step = (kernel - 1) * dilation, shift * dilation
+    starts = [s * dilation for s in range(kernel) if 0 <= s + shift < kernel]
+    return [
+        r
+        for r in lines
+        if (r + step in lines or reach <= r + step < size) and not all(start <= r < start + size for start in starts)
+    ]
+
+
+def _flattening(x: Tensor, reach: list[int], lines: list[list[int]]) -> Tensor:
+    """The image (N, H, W, C) with as many zero lines at its ends together as a shift may be long.
+
+    Args:
+        lines: rows and columns near the ends that hold something.
+    """
+    height, width = (
+        size + max(0, reach[i] - min(lines[i], default=reach[i]) - (size - 1 - max(lines[i], default=size - 1)))
+        for i, size in enumerate(x.shape[2:])
+    )
+    if (height, width) == x.shape[2:]:
+        return x.permute(0, 2, 3, 1).contiguous()
+    image = x.new_zeros(len(x), height, width, x.shape[1])
+    image[:, : x.shape[2], : x.shape[3]] = x.permute(0, 2, 3, 1)
+    return image
 
 
 def _correlation(image: Tensor, step: tuple[int, int]) -> Tensor:
@@ -114,28 +150,47 @@ class SecondMoment:
     """A running sum of rows^T rows, at least in float32.
 
     torch has no symmetric product: wide sums are kept by the blocks on and below the diagonal and mirrored at the end.
+
+    Args:
+        homogeneous: every row has a 1 behind its entries, which is not written out: the sum is (I + 1, I + 1).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, homogeneous: bool = False) -> None:
+        self.homogeneous = homogeneous
         self._sum: Tensor | None = None
 
     def add(self, rows: Tensor) -> None:
         """Add rows^T rows for rows (R, I)."""
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        if self._sum is None:
-            self._sum = rows.new_zeros(rows.shape[1], rows.shape[1])
+        total = self._started(rows)
         for start, stop in _strips(rows.shape[1]):
-            self._sum[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
+            total[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
+        if self.homogeneous:
+            self._add_border(rows.sum(0), len(rows))
 
-    def add_sum(self, moment: Tensor) -> None:
-        """Add a sum (I, I) that is already there."""
+    def add_sum(self, moment: Tensor, first: Tensor | None = None, number: int = 0) -> None:
+        """Add sums over ``number`` rows that are already there: of r r^T (I, I) and, where homogeneous, of r (I,)."""
         moment = moment.to(torch.promote_types(moment.dtype, torch.float32))
-        self._sum = moment if self._sum is None else self._sum.add_(moment)
+        self._started(moment)[: len(moment), : len(moment)] += moment
+        if self.homogeneous and first is not None:
+            self._add_border(first, number)
+
+    def _started(self, like: Tensor) -> Tensor:
+        if self._sum is None:
+            size = like.shape[1] + self.homogeneous
+            self._sum = like.new_zeros(size, size)
+        return self._sum
+
+    def _add_border(self, first: Tensor, number: int) -> None:
+        assert self._sum is not None
+        self._sum[-1, :-1] += first
+        self._sum[-1, -1] += number
 
     def total(self) -> Tensor:
-        """The whole matrix (I, I)."""
+        """The whole matrix."""
         assert self._sum is not None
-        for start, stop in _strips(len(self._sum)):
+        width = len(self._sum) - self.homogeneous
+        for start, stop in [*_strips(width), (width, len(self._sum))]:
             self._sum[:start, start:stop] = self._sum[start:stop, :start].T
         return self._sum
 
@@ -146,4 +201,4 @@ def _strips(width: int) -> list[tuple[int, int]]:
     return [(start, min(start + step, width)) for start in range(0, width, step)]
 
 
-BLOCK = 256  # columns of a strip: wide enough for a full-speed product
+BLOCK = 128  # columns of a strip: wide enough for a full-speed product
