@@ -36,6 +36,10 @@ bench-env: $(BENCH)/.ready  ## the peers, in an environment of their own
 
 study: $(VENV)/.study  ## published results, measured anew; goes on where it was interrupted
 	$(BIN)/python studies/neuromanifold.py
+	$(BIN)/python studies/sloppiness.py
+	$(BIN)/python studies/pruning.py
+	$(BIN)/python studies/structured.py
+	$(BIN)/python studies/monitor_faults.py
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) $(BENCH) docs/_build docs/gallery build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache

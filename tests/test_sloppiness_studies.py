@@ -1,0 +1,216 @@
+"""The sloppiness studies run in quick mode and find what they found at full size; what they are made of is right."""
+# ruff: noqa: F811  (the fixture is another module's)
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from test_studies import study  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Quick modes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["spectra", "reduction", "synthetic", "pac_bayes", "trajectories"])
+def test_quick_study_of_sloppiness_holds(study, capsys, part):
+    assert study("sloppiness").main(["--quick", "--parts", part]) == 0
+    said = capsys.readouterr().out
+    assert "every check holds" in said
+    assert (" 0 cells" in said or said.startswith("0 cells")) == ("skipped" in said)
+
+
+def test_sloppiness_checks_can_fail(study):
+    curved = {"0.1": 0.5}
+    cell = {"stages": [{"fisher": {"stiff": curved, "trace": trace, "decades": {"0.9": 2.0}}} for trace in (1.0, 3.0)]}
+    noise = cell | {"data_centred": {"decades": {"0.9": 2.0}}}
+    said = study("spectra").check(
+        {"mnist-1x32-0": cell | {"data_centred": {"decades": {"0.9": 1.0}}}, "noise-1x32-0": noise}
+    )
+    assert len(said) == 4
+
+    rows = [{"subspace": name, "k": k, "score": 0.5} for name in ("eigenvectors", "random") for k in (1, 9)]
+    alike = {"init, rank": {"neighbours": 0.1}, "shuffled": {"neighbours": 0.1}}
+    projected = {"curves": {"origin": rows, "init": rows}, "map": {"k": {"1%": 1, "rank": 9}, "alike": alike}}
+    assert len(study("model_reduction").check({"mnist-0": projected})) == 4
+
+    fisher = {"fisher": {"end": {"slope": 0.1, "rank": 10}}, "validation_error": 0.5}
+    assert len(study("synthetic").check({"b0.001-overlapping-0": fisher, "b0.2-overlapping-0": fisher})) == 2
+
+    scale = {"certificate": 0.4, "test_error": {"mean": 0.5}, "loss_rise": {"mean": 1.0}}
+    bounded = {"formula": {"bound": 1}, "formula_of_flat_spectrum": {"bound": 1}, "by_scale": [scale, scale]}
+    assert len(study("pac_bayes").check({"true-0": bounded, "random-0": bounded})) == 6
+
+    seen = {"stress": [0.1, 0.2, 0.5], "stress_of_paths_elsewhere": [0.1, 0.2, 0.48]}
+    assert len(study("trajectories").check({"map-1": {"runs": [0], "train": seen, "test": seen}})) == 2
+
+
+def test_no_cell_is_begun_after_the_time_is_up(study, tmp_path, capsys):
+    assert study("sloppiness").run(["synthetic"], "quick", tmp_path, tmp_path, None, until=0.0) == (0, [])
+    assert "left for another run" in capsys.readouterr().out
+
+
+def test_every_mode_names_its_cells_once(study, tmp_path):
+    sloppiness = study("sloppiness")
+    for module in sloppiness.STUDIES.values():
+        for sizes in (module.QUICK, module.Sizes(), module.FULL):
+            names = [name for name, options, _ in module.cells(sizes, None, tmp_path) if json.dumps(options)]
+            assert len(names) == len(set(names)) > 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts
+
+
+def test_the_published_loader_sees_1049_examples(study):
+    """50,000 examples in batches of 1,000 that begin one example apart."""
+    synthetic = study("synthetic")
+    sizes = synthetic.Sizes()
+    seen = {
+        kind: {i for part in synthetic.batches(sizes, kind) for i in range(50_000)[part]}
+        for kind in ("overlapping", "all")
+    }
+    assert len(seen["overlapping"]) == 1049
+    assert len(seen["all"]) == 50_000
+
+
+def test_synthetic_inputs_have_the_published_correlation(study):
+    """Eigenvalues c^2 exp(-2 b i) / d; loud ones have the mean square of the sloppiest b."""
+    synthetic = study("synthetic")
+    sizes = synthetic.Sizes(runs=((0.01, "all", 1), (0.5, "all", 1)), train=20_000, validation=0, width=10)
+    i = torch.arange(10.0)
+    squares = {b: (50 * b) ** 2 * torch.exp(-2 * b * i) / 10 for b in (0.01, 0.5)}
+    x, y = synthetic.draw(sizes, 0.01, 0)
+    torch.testing.assert_close(x.square().mean(0), squares[0.01], rtol=0.06, atol=0)
+    assert y.unique().numel() > 1
+    loud, _ = synthetic.draw(sizes, 0.01, 0, loud=True)
+    assert float(loud.square().sum(1).mean()) == pytest.approx(float(squares[0.5].sum()), rel=0.03)
+    torch.testing.assert_close(loud / loud.norm(), x / x.norm())
+
+
+def test_a_factor_explains_the_share_of_squares_between_its_groups(study):
+    """Points on a line: the squared distances' decomposition is that of the variance."""
+    share = study("trajectories").share
+    x = torch.tensor([0.0, 1.0, 2.0, 10.0, 11.0, 12.0])
+    found = share((x[:, None] - x).square(), list("aaabbb"))
+    within, total = 2 * 2.0, float((x - x.mean()).square().sum())
+    assert found["value"] == pytest.approx(1 - within / total)
+    assert found["chance"] == pytest.approx(1 / 5)
+    assert found["p"] == pytest.approx(0.1, abs=0.04)  # 2 of the 20 splits explain as much
+    mixed = share((x[:, None] - x).square(), list("ababab"))["value"]
+    within = sum(float((part - part.mean()).square().sum()) for part in (x[::2], x[1::2]))
+    assert mixed == pytest.approx(1 - within / total)
+
+
+def test_runs_are_looked_at_from_the_first_step_to_the_last(study):
+    trajectories = study("trajectories")
+    for sizes in (trajectories.QUICK, trajectories.Sizes(), trajectories.FULL):
+        steps = trajectories.steps(sizes)
+        assert steps[:2] == [0, 1]
+        assert steps[-1] == sizes.epochs * math.ceil(sizes.train / sizes.batch)
+
+
+def test_paths_that_end_elsewhere_need_more_than_three_coordinates(study):
+    labels = torch.randint(10, (100,), generator=torch.Generator().manual_seed(0))
+    along = torch.linspace(0.1, 0.9, 5).expand(12, 5)
+    assert study("trajectories").elsewhere(along, labels)[2] < 0.8
+
+
+def test_drawn_weights_raise_the_loss_as_the_second_order_says_where_it_holds(study):
+    """Logistic regression at its optimum: the first order is zero, and F is the Hessian."""
+    import dynaxx
+
+    pac_bayes = study("pac_bayes")
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2).double()
+    x = torch.randn(60, 3, dtype=torch.float64)
+    y = (x[:, 0] + 2 * torch.randn(60) > 0).long()
+    optimiser = torch.optim.LBFGS(model.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimiser.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    space = dynaxx.eigenspace(model, x)
+    found = dynaxx.manifold.pac_bayes(space.spectrum, displacement=1.0, count=1000, prior_precisions=(1e3,))
+    parts = dict.fromkeys(("probe", "train", "test"), (x, y))
+    drawn = pac_bayes.sampled(model, space, found, parts=parts, draws=200, seed=0)
+    # a quadratic form of four normal coordinates has a relative spread of at most sqrt(2)
+    assert drawn["loss_rise"]["mean"] == pytest.approx(drawn["loss_rise_expected"], rel=4 * math.sqrt(2 / 200))
+    precisions = 1e3 + found.precision_per_eigenvalue * space.values
+    squared = float((1 / precisions).sum()) + (8 - space.rank) / 1e3
+    assert math.sqrt(squared) / 1.15 < drawn["length"]["mean"] < math.sqrt(squared)  # a mean is below its mean square
+
+
+def test_networks_are_what_they_are_called(study):
+    networks = study("networks")
+    model = networks.all_cnn(4)
+    assert sum(isinstance(layer, torch.nn.Conv2d) for layer in model) == 9
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    full = networks.all_cnn(96)
+    convolutions = sum(layer.weight.numel() for layer in full if isinstance(layer, torch.nn.Conv2d))
+    assert convolutions == 1_368_480  # the 1.3 M of Springenberg et al. 2015, without biases
+    assert networks.Transformer(28, 7, 8, 1, 2)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert networks.small_cnn(4)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_rates_fall_as_a_cosine_to_their_share(study):
+    networks, rates = study("networks"), []
+
+    def optimiser(parameters):
+        made = torch.optim.SGD(parameters, lr=0.2)
+        optimiser.made = made
+        return made
+
+    x, y = torch.zeros(4, 2), torch.zeros(4, 1)
+    step = lambda: rates.append(optimiser.made.param_groups[0]["lr"])
+    networks.train(torch.nn.Linear(2, 1), x, y, optimiser, epochs=4, batch=4, seed=0, final=0.5, on_step=step)
+    wanted = [0.2 * (0.5 + 0.5 * (1 + math.cos(math.pi * epoch / 4)) / 2) for epoch in range(4)]
+    assert rates == pytest.approx(wanted)
+
+
+def test_trained_weights_are_kept_and_a_spectrum_does_not_change_them(study, tmp_path):
+    spectra = study("spectra")
+    task = spectra.Task("noise", "perceptron", (4,), 20, 5, 5, 2, 10, 0.1, 1)
+    split = task.load(None, 0)
+    before, after = task.trained(split, 0, tmp_path)
+    _, again = task.trained(split, 0, tmp_path)
+    for one, other, first in zip(after.parameters(), again.parameters(), before.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert not torch.equal(one, first)
+    kept = next(tmp_path.glob("*.safetensors")).read_bytes()
+    found = spectra.run(task, (0.0, 1.0), None, tmp_path / "other", 0)
+    assert next((tmp_path / "other").glob("*.safetensors")).read_bytes() == kept
+    assert [stage["step"] for stage in found["stages"]] == [0, 4]
+
+
+def test_a_table_leaves_out_rows_with_a_gap_and_is_standardised(study, monkeypatch, tmp_path):
+    public_data = study("public_data")
+    text = "a,medv\n" + "".join(f"{i},{2 * i}\n" for i in range(10)) + ",5\n"
+    (tmp_path / "table.csv").write_text(text)
+    monkeypatch.setattr(public_data, "_file", lambda data, name: data / "table.csv")
+    split = public_data.table(tmp_path, "boston", 8, 0)
+    assert (len(split.x), len(split.x_test)) == (8, 2)
+    assert float(split.x.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(split.y.std()) == pytest.approx(1)
+    torch.testing.assert_close(split.x_test, split.y_test)
+
+
+def test_figures_and_tables_of_sloppiness_come_from_the_kept_results(study, tmp_path):
+    sloppiness, figures = study("sloppiness"), study("sloppiness_figures")
+    figures.make(sloppiness.RESULTS, tmp_path)
+    made = {path.name for path in tmp_path.glob("*.svg")}
+    shown = {path.name for path in (ROOT / "docs" / "studies" / "images").glob("sloppiness-*.svg")}
+    assert made == shown
+    told = figures.tables(sloppiness.RESULTS)
+    for part in sloppiness.STUDIES:
+        assert f"## {part}: 0 cells" not in told
