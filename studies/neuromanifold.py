@@ -307,8 +307,8 @@ def check(found: dict[str, dict[str, Any]]) -> list[str]:
         one, more = (measured[f"signs, example, {s}"]["diagonal"]["value"] for s in (1, best))
         if not more < 0.75 * one:
             wrong.append(f"draws: {best} samples err by {more:.2f}, one by {one:.2f}; expected about half")
-        # few draws of a heavy tail look small: quick mode's six give ratios from 1.24 to 1.34 (25 repetitions; 1.44 from
-        # 150 draws, 1.45 predicted), and equal forms give 1 within 0.05
+        # few draws of a heavy tail look small: quick mode's six give ratios from 1.24 to 1.34 (25 repetitions; 1.44
+        # from 150 draws, 1.45 predicted), and equal forms give 1 within 0.05
         if not measured["signs, batch, 1"]["diagonal"]["value"] > 1.12 * one:
             wrong.append("draws: squares of a batch are no worse than squares of examples")
     return wrong

@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from dynaxx.compress.prune import prune as prune
     from dynaxx.compress.result import PruningResult as PruningResult
     from dynaxx.compress.structured import StructuredResult as StructuredResult
-    from dynaxx.compress.structured import eigendamage as eigendamage
-    from dynaxx.compress.structured import shrink as shrink
+    from dynaxx.compress.structured.eigendamage import eigendamage as eigendamage
+    from dynaxx.compress.structured.shrink import shrink as shrink
     from dynaxx.compress.workflow import compress as compress
     from dynaxx.deflation import deflated as deflated
     from dynaxx.eigenspace import eigenspace as eigenspace

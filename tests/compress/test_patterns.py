@@ -114,3 +114,19 @@ def test_bad_input():
         with pytest.raises(dynaxx.InputError, match=r"compute capability 8.0"):
             to_semi_structured(pruned)
         assert pruned.weight is before
+
+
+def test_the_workflow_takes_its_sparsity_from_the_pattern():
+    torch.manual_seed(0)
+    x = torch.randn(80, 8)
+    y = x[:, :4].argmax(1)
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4))
+    options = {"epochs": 2, "fine_tune_epochs": 1, "probe_size": 10, "lr": 0.1, "pattern": "1:4", "criteria": ()}
+    result = dynaxx.compress(model, [(x[:60], y[:60])], (x[60:], y[60:]), tolerance=0.0, trials=4, **options)
+    (trial,) = result.journal.trials  # passed or not: there is no other sparsity to try
+    assert trial.sparsity == 0.75
+    assert {point.sparsity for point in result.journal.one_shot} == {0.75}
+    assert result.pruning.report["sparsity"] == (0.75 if trial.accepted else 0.0)
+    assert trial.kept == (8 * 12 + 12 * 4) // 4
+    with pytest.raises(dynaxx.InputError, match=r"drops 0.75 of the weights, not sparsity=0.5"):
+        dynaxx.compress(model, [(x, y)], (x, y), sparsity=0.5, **options)

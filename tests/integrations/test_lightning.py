@@ -15,9 +15,7 @@ from dynaxx.monitor.economy import economy
 from dynaxx.monitor.signals import Signal
 from dynaxx.track import Store
 
-pytest.importorskip(
-    "lightning", reason="pip install lightning (extra: lightning)"
-)
+pytest.importorskip("lightning", reason="pip install lightning (extra: lightning)")
 datasets = pytest.importorskip("sklearn.datasets", reason="trains on scikit-learn's digits (extra: demo)")
 
 import lightning.pytorch  # noqa: E402

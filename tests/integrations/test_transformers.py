@@ -13,9 +13,7 @@ from dynaxx.monitor import MonitorWarning, Probe
 from dynaxx.monitor.signals import Signal
 from dynaxx.track import Store
 
-transformers = pytest.importorskip(
-    "transformers", reason="pip install transformers accelerate (extra: transformers)"
-)
+transformers = pytest.importorskip("transformers", reason="pip install transformers accelerate (extra: transformers)")
 pytest.importorskip("accelerate", reason="the Trainer needs it; pip install accelerate")
 
 from dynaxx.integrations.transformers import STATE, DynaxxCallback  # noqa: E402

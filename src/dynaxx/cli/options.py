@@ -75,3 +75,19 @@ def folder(out: Path) -> Path:
     if not os.access(out, os.W_OK | os.X_OK):
         raise InputError(f"--out {str(out)!r} cannot be written by you; give another folder")
     return out
+
+
+def damping(given: str | None) -> float | str | None:
+    """``--damping`` as a number or "auto".
+
+    Raises:
+        InputError: it is neither.
+    """
+    from dynaxx.errors import InputError
+
+    if given is None or given == "auto":
+        return given
+    try:
+        return float(given)
+    except ValueError:
+        raise InputError(f"--damping {given!r} is neither a number nor 'auto'") from None
