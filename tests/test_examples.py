@@ -71,8 +71,8 @@ def test_estimators(example):
         for estimate, samples in zip(estimates, found["samples"], strict=True):
             assert estimate.samples == samples
             assert abs(estimate - exact) < 4 * estimate.stderr
-        # one error of one example's draw underlies all of them, so the law is exact up to the draws it was learned from
-        assert estimates[0].stderr / estimates[-1].stderr == pytest.approx(math.sqrt(32), rel=0.15)
+        # the law is exact up to the draws that each error was learned from, fewer of them for a single sample
+        assert estimates[0].stderr / estimates[-1].stderr == pytest.approx(math.sqrt(32), rel=0.25)
     (axes,) = found["figure"].axes
     assert len(axes.containers) == len(sampled)
 

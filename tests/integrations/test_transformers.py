@@ -23,6 +23,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*(pin_memory
 WORDS, LENGTH, VOCABULARY = re.compile(r"[a-z]+"), 16, 500
 
 
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """Each test has a precision of its own: the Trainer leaves it in the environment, Accelerate in its state."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 def sentences():
     """Sentences of Python's own manual on statements (label 0) and on expressions' operators and types (label 1)."""
     topics = pydoc_data.topics.topics
