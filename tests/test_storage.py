@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import dynaxx
 import market
-from dynaxx.operators import storage
+from dynaxx import tensorfile
 from market import MARKET
 
 STORABLE = [name for name, stall in MARKET.items() if stall.storable and "from disk" not in name]
@@ -178,7 +178,7 @@ def interrupted(tensors, path, metadata):
 
 def test_an_interrupted_write_leaves_the_old_file(file, monkeypatch):
     before = file.read_bytes()
-    monkeypatch.setattr(storage, "save_file", interrupted)
+    monkeypatch.setattr(tensorfile, "save_file", interrupted)
     with pytest.raises(dynaxx.InputError, match=r"cannot write .*No space left"):
         market.load("dense")[0].save(file)
     assert file.read_bytes() == before

@@ -7,17 +7,14 @@ all: ``begin`` (the untrained model), ``train`` (the last finished epoch), ``one
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Generator, Tensor
 
+from dynaxx import tensorfile
 from dynaxx.errors import InputError
 
 FORMAT = "dynaxx-workflow/1"
@@ -77,17 +74,8 @@ class Checkpoint:
         if self.folder is None:
             return
         path = self.folder / f"{name}.safetensors"
-        half = path.with_suffix(".part")
         # a scratch entry, because a file of metadata alone is no safetensors file to all readers
-        held = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-        held["_"] = torch.zeros(1)
-        try:
-            save_file(held, half, {"dynaxx": json.dumps({"format": FORMAT, "facts": facts})})
-            os.replace(half, path)
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                half.unlink()
-            raise InputError(f"cannot write {path}: {error}; make room, and call again to go on") from error
+        tensorfile.write(path, {**tensors, "_": torch.zeros(1)}, {"format": FORMAT, "facts": facts})
 
     def load(self, name: str, device: torch.device | str = "cpu") -> Piece | None:
         """A piece, or None where it is not there.
@@ -98,13 +86,12 @@ class Checkpoint:
         if self.folder is None or not (path := self.folder / f"{name}.safetensors").exists():
             return None
         try:
-            with safe_open(str(path), framework="pt", device=str(device)) as file:
-                header = json.loads((file.metadata() or {}).get("dynaxx", "null"))
-                tensors = {key: file.get_tensor(key) for key in list(file.keys()) if key != "_"}
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise InputError(f"cannot read {path}: {error}; delete it to do that part again") from error
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise InputError(f"{path} is not a part of a workflow; give resume= a folder of its own")
+            tensors, header = tensorfile.read(path, FORMAT, "part of a workflow", device)
+        except InputError as error:
+            raise InputError(
+                f"{error}; delete it to do that part again, or give resume= a folder of its own"
+            ) from error
+        del tensors["_"]
         return Piece(tensors, header["facts"])
 
 

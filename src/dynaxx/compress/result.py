@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
+from dynaxx import tensorfile
 from dynaxx.compress.masks import counts
 from dynaxx.errors import InputError, choose
 from dynaxx.model.calibrate import calibrate
@@ -150,13 +146,8 @@ class PruningResult:
         Raises:
             InputError: the path cannot be written.
         """
-        path = Path(path)
         parts = {"mask": self.masks, "score": self.scores, "weight": self.weights or {}}
-        tensors = {
-            f"{part}/{name}": value.detach().cpu().contiguous()
-            for part, values in parts.items()
-            for name, value in values.items()
-        }
+        tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
         header = {
             "format": FORMAT,
             "report": self.report,
@@ -164,18 +155,7 @@ class PruningResult:
             "predicted": self.predicted_loss_increase,
             "shares": self.predicted,
         }
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary, {"dynaxx": json.dumps(header)})
-            os.replace(temporary, path)
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                temporary.unlink()
-            raise InputError(
-                f"cannot write {path}: {error}; give a path on a disk with room that you may write to"
-            ) from error
-        return path
+        return tensorfile.write(path, tensors, header)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> PruningResult:
@@ -184,18 +164,8 @@ class PruningResult:
         Raises:
             InputError: the file is missing, damaged, or not one of ours.
         """
-        try:
-            with safe_open(str(path), framework="pt", device=str(device)) as file:
-                header = json.loads((file.metadata() or {}).get("dynaxx", "null"))
-                tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise InputError(f"cannot read a pruning result from {path}: {error}") from error
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise InputError(f"{path} holds no pruning result of format {FORMAT!r}; PruningResult.save writes one")
-        parts: dict[str, dict[str, Tensor]] = {"mask": {}, "score": {}, "weight": {}}
-        for key, value in tensors.items():
-            part, _, name = key.partition("/")
-            parts[part][name] = value
+        tensors, header = tensorfile.read(path, FORMAT, "pruning result", device)
+        parts = tensorfile.parts(tensors, ("mask", "score", "weight"))
         # safetensors sorts its keys; the report remembers the model's order
         order = [layer["name"] for layer in header["report"]["layers"]]
         weights = parts["weight"] if header["compensated"] else None

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from dynaxx import tensorfile
 from dynaxx.errors import InputError
 from dynaxx.layout import Layout
 from dynaxx.operators.base import Operator, Sampling
@@ -32,7 +28,6 @@ def save(operator: Operator, path: str | Path) -> Path:
     Raises:
         InputError: the form holds no numbers, or the path cannot be written.
     """
-    path = Path(path)
     tensors, facts = operator.state()
     header = {
         "format": FORMAT,
@@ -45,20 +40,7 @@ def save(operator: Operator, path: str | Path) -> Path:
         "sampling": None if operator.sampling is None else [operator.sampling.samples, operator.sampling.trace_stderr],
         "facts": facts,
     }
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {key: value.detach().contiguous().cpu() for key, value in tensors.items()},
-            temporary,
-            {"dynaxx": json.dumps(header)},
-        )
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):  # where the folder is no folder, there is nothing to remove either
-            temporary.unlink()
-        raise InputError(f"cannot write {path}: {error}") from error
-    return path
+    return tensorfile.write(path, tensors, header)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Operator:
@@ -74,16 +56,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Operator:
     >>> bool(torch.equal(F.to_dense(), again.to_dense()))
     True
     """
-    try:
-        with safe_open(str(path), framework="pt", device=str(device)) as file:
-            header = json.loads((file.metadata() or {}).get("dynaxx", "null"))
-            names = list(file.keys())  # a safetensors handle is no dict
-            tensors = {key: file.get_tensor(key) for key in names}
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot read an operator from {path}: {error}") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        found = header.get("format") if isinstance(header, dict) else None
-        raise InputError(f"{path} holds no dynaxx operator of format {FORMAT!r} (it says {found!r})")
+    tensors, header = tensorfile.read(path, FORMAT, "dynaxx operator", device)
     try:
         shapes = {name: tuple(shape) for name, shape in header["shapes"]}
         layout = Layout(shapes, getattr(torch, header["dtype"]), torch.device(device))

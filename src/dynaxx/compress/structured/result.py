@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dynaxx import tensorfile
 from dynaxx.compress.structured.bottleneck import Bottleneck
 from dynaxx.compress.structured.cutting import Attributes, Kept, cut
 from dynaxx.errors import InputError
@@ -69,30 +65,16 @@ class StructuredResult:
         Raises:
             InputError: the path cannot be written.
         """
-        path = Path(path)
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"score/{name}": value for name, value in self.scores.items()}
         tensors |= {f"{side}/{name}": index for name, sides in self.kept.items() for side, index in sides.items()}
-        # tied weights are written once for each name: safetensors takes no tensors that share memory
-        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         header = {
             "format": FORMAT,
             "report": self.report,
             "architecture": asdict(self.architecture),
             "predicted": self.predicted,
         }
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary, {"dynaxx": json.dumps(header)})
-            os.replace(temporary, path)
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                temporary.unlink()
-            raise InputError(
-                f"cannot write {path}: {error}; give a path on a disk with room that you may write to"
-            ) from error
-        return path
+        return tensorfile.write(path, tensors, header)
 
     @classmethod
     def load(
@@ -106,18 +88,8 @@ class StructuredResult:
         Raises:
             InputError: the file is missing, damaged or not one of ours, or the factory makes another model.
         """
-        try:
-            with safe_open(str(path), framework="pt", device=str(device)) as file:
-                header = json.loads((file.metadata() or {}).get("dynaxx", "null"))
-                tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise InputError(f"cannot read a structured result from {path}: {error}") from error
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise InputError(f"{path} holds no structured result of format {FORMAT!r}; StructuredResult.save writes it")
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "score": {}, "in": {}, "out": {}}
-        for key, value in tensors.items():
-            part, _, name = key.partition("/")
-            parts[part][name] = value
+        tensors, header = tensorfile.read(path, FORMAT, "structured result", device)
+        parts = tensorfile.parts(tensors, ("model", "score", "in", "out"))
         kept: Kept = {}
         for side in ("in", "out"):
             for name, index in parts[side].items():
