@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from dynaxx import tensorfile
 from dynaxx.errors import InputError
+from dynaxx.model.reading import generators_of
 
 FORMAT = "dynaxx-workflow/1"
 
@@ -98,13 +99,6 @@ class Checkpoint:
 def named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors under a prefix."""
     return {f"{prefix}/{name}": value for name, value in tensors.items()}
-
-
-def generators_of(data: Any) -> list[Generator]:
-    """The random generators that a DataLoader reads with, each once."""
-    owners = [data, *(getattr(data, name, None) for name in ("sampler", "batch_sampler", "dataset"))]
-    found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners) if isinstance(g, Generator)}
-    return list(found.values())
 
 
 def random_states(data: Any) -> dict[str, Tensor]:

@@ -25,15 +25,20 @@ def batches(model: nn.Module, data: Any) -> Iterator[Batch]:
     return iter(Data(data, device_of(model)))
 
 
+def generators_of(data: Any) -> list[Generator]:
+    """The random generators that a DataLoader reads with, each once."""
+    owners = [data, *(getattr(data, name, None) for name in ("sampler", "batch_sampler", "dataset"))]
+    found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners) if isinstance(g, Generator)}
+    return list(found.values())
+
+
 @contextmanager
 def unmoved(data: Any) -> Iterator[None]:
     """A pass inside leaves no trace: torch's global generator and those of a DataLoader are put back at the end.
 
     So looking at training data changes nothing about the order in which training reads it.
     """
-    owners = [data, *(getattr(data, name, None) for name in ("sampler", "batch_sampler", "dataset"))]
-    generators = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners) if isinstance(g, Generator)}
-    states = [(generator, generator.get_state()) for generator in generators.values()]
+    states = [(generator, generator.get_state()) for generator in generators_of(data)]
     try:
         with torch.random.fork_rng(devices=[]):
             yield
