@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,36 @@ import dynaxx
 from dynaxx import manifold
 
 MNIST = Task("mnist", "perceptron", (24, 24), train=5000, test=2000, probe=150, epochs=20, batch=50, rate=0.05, seeds=3)
+LONGER = replace(ALL_CNN, data="cifar10_jpeg", train=10_000, test=2000, epochs=40, seeds=1, augment=True)
 CEILING = 100.0  # nats; what two predictions without overlap are taken to be apart
 CONTROLS = ("random", "magnitude", "diagonal")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A network on data, and what it is projected on.
+
+    Args:
+        task: its ``probe`` is not used here.
+        fisher: training examples behind F. Exact, the rank is at most nine times as many.
+        sampled: F is sampled, one random combination of columns an example: as many more examples behind F for the
+            same rank.
+        matrices: project matrices and kernels alone; biases and BatchNorm's scales and shifts stay as they are.
+    """
+
+    task: Task
+    fisher: int
+    sampled: bool = False
+    matrices: bool = False
+
+    def name(self, seed: int) -> str:
+        """As its cell is called."""
+        return self.task.name + "-sampled" * self.sampled + "-matrices" * self.matrices + f"-{seed}"
+
+    def options(self, seed: int) -> dict[str, Any]:
+        """What its cell depends on, beside the sizes of all."""
+        variant = {key: True for key in ("sampled", "matrices") if getattr(self, key)}
+        return self.task.options() | {"fisher": self.fisher, "seed": seed} | variant
 
 
 @dataclass(frozen=True)
@@ -31,18 +59,21 @@ class Sizes:
     """What decides how long the study takes.
 
     Args:
-        tasks: networks on data; their ``probe`` is not used here.
-        fisher: training examples behind F, by task. Exact, the rank is at most nine times as many.
-        sampled: tasks whose F is sampled, one random combination of columns an example: as many more examples behind F
-            for the same rank.
+        jobs: networks and their Fisher matrices.
         shares: k as a share of the parameters; where the rank ends is added, and what lies beyond it left out.
         calibration: training examples that BatchNorm statistics are estimated from after a projection.
         points: test examples on the map.
     """
 
-    tasks: tuple[Task, ...] = field(default_factory=lambda: (MNIST, ALL_CNN, replace(ALL_CNN, seeds=1)))
-    fisher: tuple[int, ...] = (300, 200, 1800)
-    sampled: tuple[bool, ...] = (False, False, True)
+    jobs: tuple[Job, ...] = field(
+        default_factory=lambda: (
+            Job(MNIST, 300),
+            Job(ALL_CNN, 200),
+            Job(replace(ALL_CNN, seeds=1), 1800, sampled=True),
+            Job(LONGER, 450),
+            Job(LONGER, 200, matrices=True),
+        )
+    )
     shares: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1)
     calibration: int = 500
     points: int = 200
@@ -50,31 +81,26 @@ class Sizes:
 
 
 QUICK = Sizes(
-    tasks=(replace(MNIST, widths=(16,), train=1000, test=500, epochs=15, seeds=1),),
-    fisher=(60,), sampled=(False,), shares=(0.001, 0.01, 0.03), calibration=60, points=80,
-)  # fmt: skip
-FULL = Sizes(
-    tasks=(
-        replace(MNIST, widths=(32, 32), train=10_000, test=10_000, epochs=50, seeds=5),
-        replace(ALL_CNN, data="cifar10_jpeg", widths=(24,), train=10_000, test=2000, epochs=60, seeds=5),
-    ),
-    fisher=(900, 900), sampled=(False, False), shares=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2), points=500,
+    jobs=(Job(replace(MNIST, widths=(16,), train=1000, test=500, epochs=15, seeds=1), 60),),
+    shares=(0.001, 0.01, 0.03), calibration=60, points=80,
 )  # fmt: skip
 
 
-def run(
-    task: Task, sizes: Sizes, fisher: int, sampled: bool, data: Path | None, cache: Path, seed: int
-) -> dict[str, Any]:
+def run(job: Job, sizes: Sizes, data: Path | None, cache: Path, seed: int) -> dict[str, Any]:
     """One trained network: accuracy against k about both centres, and the map of the data at 1 %, 5 % and the rank."""
-    split = task.load(data, seed)
-    before, model = task.trained(split, seed, cache)
+    split = job.task.load(data, seed)
+    before, model = job.task.trained(split, seed, cache)
 
     def accuracy(network: nn.Module) -> float:
         return 1 - networks.error(network, split.x_test, split.y_test)
 
-    estimator = "hutchinson" if sampled else "exact"
     reduction = dynaxx.reduce(
-        model, split.x[:fisher], estimator=estimator, seed=seed, calibration=split.x[: sizes.calibration]
+        model,
+        split.x[: job.fisher],
+        estimator="hutchinson" if job.sampled else "exact",
+        params=(lambda name, parameter: parameter.dim() > 1) if job.matrices else None,
+        seed=seed,
+        calibration=split.x[: sizes.calibration],
     )
     p, rank = reduction.dimension, reduction.rank
     ks = sorted({k for share in sizes.shares if 1 <= (k := math.ceil(share * p)) < rank} | {rank})
@@ -82,6 +108,9 @@ def run(
     curves = {}
     for name, one in about.items():
         rows = one.curve(accuracy, ks, controls=CONTROLS, seeds=(seed,)).rows()
+        data_control = one.control("data")  # keeps all but the first layer, and so has no small k
+        reached = [k for k in ks if k >= data_control.subspace.least]
+        rows += data_control.curve(accuracy, reached).rows() if reached else []
         curves[name] = [{key: row[key] for key in ("subspace", "k", "energy", "score")} for row in rows]
     return {
         "seed": seed,
@@ -143,13 +172,11 @@ def _alike(A: Tensor, B: Tensor, neighbours: int) -> dict[str, float]:
 
 def cells(sizes: Sizes, data: Path | None, cache: Path) -> Iterator[tuple[str, dict[str, Any], Any]]:
     """(name, what it depends on, how it is made) of every cell: a task and a seed."""
-    options = {key: value for key, value in asdict(sizes).items() if key not in ("tasks", "fisher", "sampled")}
-    for seed in range(max(task.seeds for task in sizes.tasks)):
-        for task, fisher, sampled in zip(sizes.tasks, sizes.fisher, sizes.sampled, strict=True):
-            if seed < task.seeds:
-                about = task.options() | {"fisher": fisher, "seed": seed} | ({"sampled": True} if sampled else {})
-                name = f"{task.name}-sampled-{seed}" if sampled else f"{task.name}-{seed}"
-                yield name, options | about, partial(run, task, sizes, fisher, sampled, data, cache, seed)
+    options = {key: value for key, value in vars(sizes).items() if key != "jobs"}
+    for seed in range(max(job.task.seeds for job in sizes.jobs)):
+        for job in sizes.jobs:
+            if seed < job.task.seeds:
+                yield job.name(seed), options | job.options(seed), partial(run, job, sizes, data, cache, seed)
 
 
 def score(cell: dict[str, Any], centre: str, subspace: str, k: int) -> float:

@@ -78,12 +78,14 @@ def train(
     seed: int,
     final: float = 0.0,
     batches: Sequence[slice] | None = None,
+    augment: bool = False,
     on_step: Callable[[], Any] = lambda: None,
 ) -> None:
     """Train in place; the learning rate falls as a cosine to ``final`` of its start, epoch by epoch.
 
     Args:
         batches: the same ones in each epoch, in place of a random order.
+        augment: shift and mirror images at random.
         on_step: called after each step.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -95,10 +97,24 @@ def train(
         order: Iterable[Any] = torch.randperm(len(x), generator=generator).split(batch) if batches is None else batches
         for part in order:
             made.zero_grad()
-            loss_of(model(x[part]), y[part]).backward()
+            shown = moved(x[part], generator) if augment else x[part]
+            loss_of(model(shown), y[part]).backward()
             made.step()
             on_step()
     model.eval()
+
+
+def moved(x: Tensor, generator: torch.Generator, reach: int = 4) -> Tensor:
+    """Images (N, C, H, W), each shifted by up to ``reach`` pixels along both axes, half of them mirrored."""
+    n, _, height, width = x.shape
+    dy, dx = torch.randint(2 * reach + 1, (2, n, 1), generator=generator)
+    columns = dx + torch.arange(width)
+    mirrored = torch.rand(n, 1, generator=generator) < 0.5
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    rows = (dy + torch.arange(height))[:, None, :, None]
+    padded = functional.pad(x, (reach,) * 4)
+    return padded[torch.arange(n)[:, None, None, None], torch.arange(x.shape[1])[:, None, None], rows,
+                  columns[:, None, None, :]]  # fmt: skip
 
 
 def loss_of(z: Tensor, y: Tensor) -> Tensor:

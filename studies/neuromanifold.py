@@ -2,7 +2,7 @@
 
     python studies/neuromanifold.py            all cells; an interrupted run goes on where it stopped
     python studies/neuromanifold.py --quick    small sizes, in a temporary folder; fails if a qualitative result does
-    python studies/neuromanifold.py --figures  pictures for docs/studies from the kept results
+    python studies/neuromanifold.py --figures  pictures for docs/studies and tables from the kept results
 
 A pretrained 6-layer transformer is given a head for AG News (C = 4) and SST-2 (C = 2) and measured before and after
 fine-tuning; so is a small next-token model over characters. After Sun 2025; docs/studies/neuromanifold.md says what
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import tempfile
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,9 +23,10 @@ from typing import Any
 import classifiers
 import densities
 import language
+import runs
 import torch
 import variation
-from runs import CONFIDENCE, ROOT, Cells, data_folder, proportion
+from runs import ROOT, Cells, data_folder, proportion
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -85,9 +86,9 @@ QUICK = Sizes(
 class Study:
     """The cells and what they share: models are made when first needed and kept."""
 
-    def __init__(self, sizes: Sizes, folder: Path, cache: Path, data: Path | None) -> None:
+    def __init__(self, sizes: Sizes, folder: Path, cache: Path, data: Path | None, until: float = math.inf) -> None:
         self.sizes, self.cache, self.data = sizes, cache, data
-        self.cells = Cells(folder)
+        self.cells = Cells(folder, until)
         self._kept: dict[Any, Any] = {}
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -331,39 +332,27 @@ def _check_spread(name: str, predicted: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run what the command line says; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes in a temporary folder, with checks")
-    parser.add_argument("--figures", action="store_true", help="only make figures and tables from kept results")
-    parser.add_argument(
-        "--parts", nargs="+", choices=["language", *TASKS], help="default: all; with --quick, language and sst2"
-    )
-    parser.add_argument("--data", type=Path, help="folder of ag_news and sst2; else DYNAXX_DATA or shared/data")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the full run keeps its cells")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "dynaxx-studies")
-    options = parser.parse_args(arguments)
-    if options.figures:
-        import figures
+def compute(options: argparse.Namespace) -> tuple[int, list[str]]:
+    """Compute what is not kept yet; returns the number of cells and what does not hold."""
+    sizes = QUICK if options.quick else Sizes()
+    study = Study(sizes, options.results, options.cache, options.data, options.until)
+    found = study.run(options.parts)
+    return len(found), check(found)
 
-        figures.make(options.results, ROOT / "docs" / "studies" / "images")
-        print(figures.tables(options.results))
-        return 0
-    if options.quick:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # so small, threads cost more than they give where the machine is shared
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                study = Study(QUICK, Path(folder), Path(folder), options.data)
-                found = study.run(options.parts or ("language", "sst2"))
-        finally:
-            torch.set_num_threads(threads)
-    else:
-        print(f"intervals are {CONFIDENCE:.0%}; cells go to {options.results.name}/", flush=True)
-        found = Study(Sizes(), options.results, options.cache, options.data).run(options.parts or ("language", *TASKS))
-    wrong = check(found)
-    print("\n".join(wrong) or f"{len(found)} cells, every check holds")
-    return 1 if wrong else 0
+
+def show(results: Path) -> str:
+    """Figures for the page; returns the tables."""
+    import figures
+
+    figures.make(results, ROOT / "docs" / "studies" / "images")
+    return figures.tables(results)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line says; returns the exit status."""
+    parts, quick = ("language", *TASKS), ("language", "sst2")
+    about = {"about": __doc__, "parts": parts, "quick_parts": quick, "results": RESULTS}
+    return runs.main(arguments, **about, compute=compute, show=show)
 
 
 if __name__ == "__main__":

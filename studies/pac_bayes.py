@@ -10,7 +10,7 @@ import copy
 import math
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,6 @@ class Sizes:
 
 
 QUICK = Sizes(hidden=64, train=1000, test=1000, epochs=10, batch=100, probe=500, draws=3, seeds=1)
-FULL = replace(Sizes(), probe=8000, draws=50, seeds=5)
 
 
 def run(sizes: Sizes, labels: str, data: Path | None, seed: int) -> dict[str, Any]:

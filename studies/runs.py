@@ -1,4 +1,4 @@
-"""What every study needs: cells that survive an interruption, intervals, and a description of where it ran.
+"""What every study needs: cells that survive an interruption, a command line, intervals, and where it ran.
 
 A study is a list of cells. Each is computed once and written as one JSON file at once, with the options it was made
 with; a cell whose file exists and was made with the same options is read instead of computed.
@@ -6,14 +6,17 @@ with; a cell whose file exists and was made with the same options is read instea
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
 import os
 import platform
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,16 +39,21 @@ class Cells:
 
     Args:
         folder: where they are kept.
+        until: seconds since the epoch after which no cell is begun.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, until: float = math.inf) -> None:
+        self.folder, self.until = folder, until
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(
         self, name: str, options: Mapping[str, Any], compute: Callable[[], dict[str, Any]]
     ) -> dict[str, Any] | None:
-        """The cell's result, computed if there is none made with these options; None if an ingredient is missing."""
+        """The cell's result, computed if there is none made with these options.
+
+        Returns:
+            None if an ingredient is missing, or the time is up.
+        """
         path = self.folder / f"{name}.json"
         options = json.loads(json.dumps(dict(options)))  # as they read back
         if path.exists():
@@ -53,6 +61,9 @@ class Cells:
             if kept["options"] == options:
                 print(f"{name}: kept", flush=True)
                 return dict(kept["result"])
+        if time.time() > self.until:
+            print(f"{name}: left for another run", flush=True)
+            return None
         started = time.perf_counter()
         try:
             result = compute()
@@ -70,7 +81,72 @@ class Cells:
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
     """All results of a folder, by cell."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8"))["result"] for path in sorted(folder.glob("*.json"))}
+    return {name: record["result"] for name, record in records(folder).items()}
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    """The same with the options, the machine and the seconds of each."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def main(
+    arguments: Sequence[str] | None,
+    *,
+    about: str | None,
+    parts: Sequence[str],
+    results: Path,
+    compute: Callable[[argparse.Namespace], tuple[int, list[str]]],
+    show: Callable[[Path], str],
+    quick_parts: Sequence[str] = (),
+) -> int:
+    """Run a study as the command line says.
+
+    Args:
+        arguments: of the command line; None for the process's own.
+        about: what ``--help`` says.
+        parts: that ``--parts`` chooses from. quick_parts: those of ``--quick`` where none are chosen; default all.
+        results: where cells are kept.
+        compute: options (quick, parts, data, results, cache, until) -> (number of cells, what does not hold).
+        show: makes figures and tables from the kept results, and says what it made.
+
+    Returns:
+        The exit status: 1 if something does not hold.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes in a temporary folder, with checks")
+    parser.add_argument("--figures", action="store_true", help="only make figures and tables from kept results")
+    few = f"; with --quick {' and '.join(quick_parts)}" if quick_parts else ""
+    parser.add_argument("--parts", nargs="+", choices=parts, metavar="PART", help=f"{', '.join(parts)}; all{few}")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no cell after so many")
+    parser.add_argument("--data", type=Path, help="folder of the data sets; else DYNAXX_DATA or shared/data")
+    parser.add_argument("--results", type=Path, default=results, help="where cells are kept")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "dynaxx-studies")
+    options = parser.parse_args(arguments)
+    options.parts = options.parts or list((options.quick and quick_parts) or parts)
+    options.until = time.time() + 60 * options.minutes
+    if options.figures:
+        print(show(options.results))
+        return 0
+    if options.quick:
+        with _one_thread(), tempfile.TemporaryDirectory() as folder:
+            options.results = options.cache = Path(folder)
+            count, wrong = compute(options)
+    else:
+        print(f"intervals are {CONFIDENCE:.0%}; cells go to {options.results.name}/", flush=True)
+        count, wrong = compute(options)
+    print("\n".join(wrong) or f"{count} cells, every check holds")
+    return 1 if wrong else 0
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """At quick mode's sizes threads cost more than they give where the machine is shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def machine() -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Task:
         network: "all-cnn" or "perceptron".
         widths: of the perceptron's hidden layers, or (width,) of the All-CNN.
         train, test: examples. probe: the first so many training examples, on which spectra are measured.
-        rate: of SGD with momentum 0.9, falling as a cosine to zero.
+        rate: of SGD with momentum 0.9, falling as a cosine to zero. augment: shift and mirror images at random.
     """
 
     data: str
@@ -50,6 +50,7 @@ class Task:
     batch: int
     rate: float
     seeds: int
+    augment: bool = False
 
     @property
     def name(self) -> str:
@@ -59,7 +60,7 @@ class Task:
 
     def options(self) -> dict[str, Any]:
         """What a run of it depends on."""
-        return {key: value for key, value in vars(self).items() if key != "seeds"}
+        return {key: value for key, value in vars(self).items() if key != "seeds" and (key != "augment" or value)}
 
     def load(self, data: Path | None, seed: int) -> Split:
         """Its data: float64 for perceptrons, float32 for convolutions."""
@@ -82,7 +83,8 @@ class Task:
     def fit(self, model: nn.Module, split: Split, seed: int, on_step: Callable[[], Any] = lambda: None) -> None:
         """Train it."""
         sgd: networks.Optimiser = partial(torch.optim.SGD, lr=self.rate, momentum=0.9)
-        networks.train(model, split.x, split.y, sgd, epochs=self.epochs, batch=self.batch, seed=seed, on_step=on_step)
+        how: dict[str, Any] = {"epochs": self.epochs, "batch": self.batch, "augment": self.augment, "seed": seed}
+        networks.train(model, split.x, split.y, sgd, **how, on_step=on_step)
 
     def trained(self, split: Split, seed: int, cache: Path) -> tuple[nn.Module, nn.Module]:
         """(before, after) training; weights are kept in the cache folder between runs."""
@@ -102,10 +104,8 @@ class Task:
 
     def cached(self, cache: Path, seed: int) -> Path:
         """Its weights' file."""
-        return (
-            cache
-            / f"{self.name}-{self.widths[0]}-{self.train}-{self.epochs}-{self.batch}-{self.rate}-{seed}.safetensors"
-        )
+        how = f"{self.train}-{self.epochs}-{self.batch}-{self.rate}" + "-augmented" * self.augment
+        return cache / f"{self.name}-{self.widths[0]}-{how}-{seed}.safetensors"
 
 
 ALL_CNN = Task("cifar10", "all-cnn", (12,), train=4000, test=1000, probe=100, epochs=12, batch=50, rate=0.05, seeds=3)
@@ -144,14 +144,6 @@ QUICK = Sizes(
         *_perceptrons("noise", 30, 15, 2, ((32,),)),
     ),
     stages=(0.0, 0.1, 0.5, 1.0),
-)
-FULL = Sizes(
-    tasks=(
-        *(replace(task, seeds=5, probe=min(2 * task.probe, task.train)) for task in Sizes().tasks[:2]),
-        *_perceptrons("mnist", 400, 50, 5, tuple((w,) * d for d in (1, 2, 3) for w in (32, 128, 512))),
-        *_perceptrons("noise", 400, 50, 5, tuple((w,) * d for d in (1, 2, 3) for w in (32, 128, 512))),
-        replace(ALL_CNN, data="cifar10_jpeg", widths=(96,), train=10_000, test=2000, probe=400, epochs=60, seeds=5),
-    ),
 )
 
 

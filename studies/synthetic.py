@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,6 @@ QUICK = Sizes(
     runs=((0.001, "overlapping", 1), (0.2, "overlapping", 1)),
     train=4000, validation=2000, student=100, epochs=40, batch=100, probe=20,
 )  # fmt: skip
-FULL = replace(
-    Sizes(),
-    runs=tuple((b, kind, 5) for b in (0.001, 0.01, 0.05, 0.1, 0.5) for kind in ("overlapping", "all")),
-    probe=600,
-)
 
 
 def draw(sizes: Sizes, b: float, seed: int, loud: bool = False) -> tuple[Tensor, Tensor]:

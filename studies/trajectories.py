@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,6 @@ QUICK = Sizes(
     architectures=("perceptron", "convolutions"), optimisers=("SGD", "Adam"), seeds=2,
     train=500, test=200, epochs=4, probe=60, checkpoints=8,
 )  # fmt: skip
-FULL = replace(Sizes(), seeds=10, train=10_000, test=10_000, epochs=60, probe=1000, checkpoints=40)
 
 
 def steps(sizes: Sizes) -> list[int]:

@@ -52,14 +52,43 @@ def test_sloppiness_checks_can_fail(study):
 
 
 def test_no_cell_is_begun_after_the_time_is_up(study, tmp_path, capsys):
-    assert study("sloppiness").run(["synthetic"], "quick", tmp_path, tmp_path, None, until=0.0) == (0, [])
-    assert "left for another run" in capsys.readouterr().out
+    arguments = ["--parts", "synthetic", "--minutes", "0", "--results", str(tmp_path)]
+    assert study("sloppiness").main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.count("left for another run") == 14
+    assert "0 cells" in said
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_the_command_line_of_a_study_says_what_to_do_and_how_it_went(study, tmp_path, capsys):
+    runs, seen = study("runs"), []
+
+    def compute(options):
+        seen.append((options.parts, options.quick, options.results.is_dir(), torch.get_num_threads()))
+        return len(options.parts), [f"{part} is wrong" for part in options.parts if part == "c"]
+
+    about = {"about": "A study.", "parts": ["a", "b", "c"], "quick_parts": ["b"], "results": tmp_path / "results"}
+    run = lambda *words: runs.main(list(words), **about, compute=compute, show=lambda folder: f"from {folder.name}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert [run("--quick"), run("--parts", "a", "b"), run()] == [0, 0, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [(["b"], True, True, 1), (["a", "b"], False, False, 2), (["a", "b", "c"], False, False, 2)]
+    assert run("--figures") == 0
+    assert len(seen) == 3
+    said = capsys.readouterr().out
+    assert "2 cells, every check holds" in said
+    assert "c is wrong" in said
+    assert "from results" in said
 
 
 def test_every_mode_names_its_cells_once(study, tmp_path):
     sloppiness = study("sloppiness")
     for module in sloppiness.STUDIES.values():
-        for sizes in (module.QUICK, module.Sizes(), module.FULL):
+        for sizes in (module.QUICK, module.Sizes()):
             names = [name for name, options, _ in module.cells(sizes, None, tmp_path) if json.dumps(options)]
             assert len(names) == len(set(names)) > 0
 
@@ -110,7 +139,7 @@ def test_a_factor_explains_the_share_of_squares_between_its_groups(study):
 
 def test_runs_are_looked_at_from_the_first_step_to_the_last(study):
     trajectories = study("trajectories")
-    for sizes in (trajectories.QUICK, trajectories.Sizes(), trajectories.FULL):
+    for sizes in (trajectories.QUICK, trajectories.Sizes()):
         steps = trajectories.steps(sizes)
         assert steps[:2] == [0, 1]
         assert steps[-1] == sizes.epochs * math.ceil(sizes.train / sizes.batch)
@@ -205,12 +234,62 @@ def test_a_table_leaves_out_rows_with_a_gap_and_is_standardised(study, monkeypat
     torch.testing.assert_close(split.x_test, split.y_test)
 
 
-def test_figures_and_tables_of_sloppiness_come_from_the_kept_results(study, tmp_path):
-    sloppiness, figures = study("sloppiness"), study("sloppiness_figures")
-    figures.make(sloppiness.RESULTS, tmp_path)
+def test_images_are_shifted_and_mirrored_and_nothing_else(study):
+    """An image of pixel numbers: what is shown is one window of the padded image or of its mirror image."""
+    x = torch.arange(1.0, 1 + 2 * 5 * 6).view(1, 2, 5, 6).expand(300, 2, 5, 6)
+    shown = study("networks").moved(x, torch.Generator().manual_seed(0), reach=2)
+    padded = torch.nn.functional.pad(x[0], (2, 2, 2, 2))
+    windows = [padded[:, i : i + 5, j : j + 6] for i in range(5) for j in range(5)]
+    wanted = torch.stack([*windows, *(window.flip(2) for window in windows)]).flatten(1)
+    which = [int((wanted == one.flatten()).all(1).nonzero()) for one in shown]
+    assert len(set(which)) == 50
+    assert sum(place < 25 for place in which) / 300 == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(300))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def test_figures_of_sloppiness_come_from_the_kept_results(study, tmp_path):
+    study("sloppiness_figures").make(study("sloppiness").RESULTS, tmp_path)
     made = {path.name for path in tmp_path.glob("*.svg")}
     shown = {path.name for path in (ROOT / "docs" / "studies" / "images").glob("sloppiness-*.svg")}
     assert made == shown
-    told = figures.tables(sloppiness.RESULTS)
-    for part in sloppiness.STUDIES:
-        assert f"## {part}: 0 cells" not in told
+
+
+def test_every_table_of_the_page_is_what_the_kept_results_give(study):
+    sloppiness, module = study("sloppiness"), study("sloppiness_tables")
+    page, made = sloppiness.PAGE.read_text(encoding="utf-8"), module.tables(sloppiness.RESULTS)
+    assert module.placed(page, made) == page
+    assert page.count("<!-- table: ") == len(made)
+    assert page.count("\n|---") + page.count("\n| ---") == 1 + len(made)  # the verdicts alone are words
+    with pytest.raises(ValueError, match="0 places for the table 'none'"):
+        module.placed(page, {"none": ""})
+
+
+def test_every_kept_cell_is_one_that_the_study_would_keep(study, tmp_path):
+    """Made with the options of today, and none missing or left over."""
+    sloppiness = study("sloppiness")
+    for part, module in sloppiness.STUDIES.items():
+        wanted = {
+            name: json.loads(json.dumps(about)) for name, about, _ in module.cells(module.Sizes(), None, tmp_path)
+        }
+        kept = study("runs").records(sloppiness.RESULTS / part)
+        assert {name: record["options"] for name, record in kept.items()} == wanted
+
+
+def test_numbers_of_the_page_are_rounded_to_significant_digits(study):
+    module = study("sloppiness_tables")
+    said = {
+        0.0: "0",
+        2.35e-05: "2.35e-05",
+        0.01294: "0.0129",
+        9.996: "10.0",
+        99.96: "100",
+        1234.5: "1,230",
+        2e7: "2e+07",
+    }
+    assert {value: module.short(value) for value in said} == said
+    assert module.told([1.0]) == module.told([1.0, 1.0]) == "1.00"
+    # two seeds: 1.5 +- 12.706 * 0.7071 / sqrt(2), the t quantile of one degree of freedom from tables
+    assert module.told([1.0, 2.0], module.fixed(2)) == "1.50 (-4.85, 7.85)"

@@ -128,6 +128,20 @@ def test_many_points_by_iteration_are_those_of_the_whole_spectrum():
     assert torch.equal(inpca(D, k=4).coordinates, few.coordinates)
 
 
+def test_thousands_of_points_are_placed_exactly():
+    """Points in space: three coordinates are theirs but for a rotation, so they have every distance and all stress."""
+    m = 3000
+    X = torch.randn(m, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * torch.tensor([3.0, 2, 1])
+    squares = X.square().sum(1)
+    made = inpca(squares[:, None] + squares - 2 * X @ X.T, k=3)
+    centred = X - X.mean(0)
+    torch.testing.assert_close(made.eigenvalues, torch.linalg.svdvals(centred).square(), rtol=1e-9, atol=0)
+    cross = made.coordinates.T @ centred
+    torch.testing.assert_close(made.coordinates @ torch.linalg.lstsq(made.coordinates, centred).solution, centred)
+    torch.testing.assert_close(cross @ cross.T, made.eigenvalues.square().diag(), rtol=1e-9, atol=1e-6)
+    assert made.explained_stress(3) == pytest.approx(1.0, abs=1e-6)
+
+
 @pytest.mark.parametrize("m", [20, 500])
 def test_a_time_like_axis_is_found_with_its_sign(m):
     """Squared intervals of space-time, by either solver: the second largest magnitude is negative."""

@@ -18,6 +18,7 @@ from dynaxx.model.network import Predict
 from dynaxx.reduction.bisection import Smallest, bisect
 from dynaxx.reduction.centre import centre_vector, displaced
 from dynaxx.reduction.curve import Curve, Point
+from dynaxx.reduction.inputs import input_components
 from dynaxx.reduction.subspaces import CONTROLS, Eigenvectors, Subspace, control
 from dynaxx.spectrum import Spectrum
 
@@ -97,10 +98,19 @@ class Reduction:
 
         Args:
             name: "random" (uniform over all subspaces), "magnitude" (the k largest |w - c|), "diagonal" (the k largest
-                entries of diag F); k may go up to p.
+                entries of diag F), "data" (the first linear layer on the principal components of its inputs, all other
+                parameters kept: k is at least their number, ``control.subspace.least``); k may go up to p.
             seed: of the random ones.
+
+        Raises:
+            InputError: another name; "data" of a model whose first layer is neither linear nor a plain convolution.
         """
-        other = control(choose("control", name, CONTROLS), self.space, self.displacement, seed)
+        if choose("control", name, CONTROLS) == "data":
+            other: Subspace = input_components(
+                self._duplicate(), self.space.layout, self.displacement, self._calibration, self._predict
+            )
+        else:
+            other = control(name, self.space, self.displacement, seed)
         return Reduction(
             self.model, self.space, self.centre, self.displacement, other, self.k, self._calibration, self._predict
         )
@@ -136,14 +146,17 @@ class Reduction:
             for projected in self.subspace.projections(ks):
                 yield self._copy(projected)
 
-    def _copy(self, projected: Tensor) -> nn.Module:
+    def _duplicate(self) -> nn.Module:
         try:
-            model = copy.deepcopy(self.model)
+            return copy.deepcopy(self.model)
         except (RuntimeError, TypeError) as error:
             raise InputError(
                 f"this {type(self.model).__name__} cannot be copied ({error}); remove what holds tensors with a graph "
                 f"or open handles from it"
             ) from error
+
+    def _copy(self, projected: Tensor) -> nn.Module:
+        model = self._duplicate()
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, value in self.space.layout.unravel(self.centre + projected).items():
@@ -191,7 +204,7 @@ class Reduction:
         Args:
             evaluate: model -> score.
             ks: dimensions; default some shares of the rank from 1 % to all of it.
-            controls: any of "random", "magnitude", "diagonal".
+            controls: any of "random", "magnitude", "diagonal", "data".
             seeds: one random subspace for each.
 
         Returns:
@@ -213,13 +226,12 @@ class Reduction:
     ) -> Iterator[Point]:
         """The points of ``curve`` one by one, for those who want to keep each as it comes."""
         chosen = sorted({math.ceil(share * self.rank) for share in SHARES}) if ks is None else list(ks)
-        for name in controls:
-            choose("control", name, CONTROLS)
         runs: list[tuple[Reduction, int]] = [(self, 0)]
         for name in controls:
             runs += [(self.control(name, seed=seed), seed) for seed in (seeds if name == "random" else (0,))]
-        for k in chosen:
-            self._chosen(k)
+        for reduction, _ in runs:
+            for k in chosen:
+                reduction._chosen(k)
         with bar(range(len(runs) * len(chosen)), progress, "projections") as ticks:
             for _, (reduction, seed, k, model) in zip(ticks, _jobs(runs, chosen), strict=False):
                 shares = self.share_of_parameters(k), self.share_of_rank(k)
@@ -234,15 +246,18 @@ class Reduction:
 
     def _chosen(self, k: int | None) -> int:
         given = self.k if k is None else k
+        least, largest = self.subspace.least, self.subspace.largest
         if given is None:
-            raise InputError(f"say how many dimensions: k=, from 0 to {self.subspace.largest}")
-        if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= self.subspace.largest:
+            raise InputError(f"say how many dimensions: k=, from {least} to {largest}")
+        if isinstance(given, bool) or not isinstance(given, int) or not least <= given <= largest:
             raise InputError(
-                f"k={given!r}; expected a whole number from 0 to {self.subspace.largest}"
+                f"k={given!r}; expected a whole number from {least} to {largest}"
                 + (
                     f": F on these data has rank {self.rank}, so more eigenvectors there are not. A share s of it is "
                     f"k = round(s * reduction.rank)"
-                    if self.subspace.largest < self.dimension
+                    if largest < self.dimension
+                    else ": the parameters outside the first layer are kept"
+                    if least
                     else ""
                 )
             )

@@ -17,13 +17,14 @@ from torch import Tensor
 from dynaxx.eigenspace import Eigenspace
 from dynaxx.errors import InputError
 
-CONTROLS = ("random", "magnitude", "diagonal")
+CONTROLS = ("random", "magnitude", "diagonal", "data")
 
 
 class Subspace(Protocol):
-    """Nested or drawn subspaces, one for each k up to ``largest``, for one displacement."""
+    """Nested or drawn subspaces, one for each k from ``least`` to ``largest``, for one displacement."""
 
     name: str
+    least: int
     largest: int
 
     def projections(self, ks: Sequence[int]) -> Iterator[Tensor]:
@@ -36,7 +37,7 @@ class Subspace(Protocol):
 class Eigenvectors:
     """The k leading eigenvectors of F: one product for all k, one reverse pass for each."""
 
-    name = "eigenvectors"
+    name, least = "eigenvectors", 0
 
     def __init__(self, space: Eigenspace, displacement: Tensor) -> None:
         self.space, self.largest = space, space.rank
@@ -68,7 +69,7 @@ class Random:
     p numbers do, where a basis would take p k.
     """
 
-    name = "random"
+    name, least = "random", 0
 
     def __init__(self, displacement: Tensor, seed: int) -> None:
         self.displacement, self.seed, self.largest = displacement.double(), seed, len(displacement)
@@ -103,6 +104,8 @@ class Coordinates:
         scores: (p,), such as |d| or the diagonal of F.
     """
 
+    least = 0
+
     def __init__(self, name: str, displacement: Tensor, scores: Tensor) -> None:
         self.name, self.displacement, self.largest = name, displacement.double(), len(displacement)
         self._scores = scores.detach()
@@ -125,7 +128,7 @@ class Coordinates:
 
 
 def control(name: str, space: Eigenspace, displacement: Tensor, seed: int) -> Subspace:
-    """The control of that name."""
+    """The control of that name, of those that need the weights and their metric alone."""
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed={seed!r}; expected a whole number >= 0")
     if name == "random":
