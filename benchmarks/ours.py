@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from registry import DAMPING, PRODUCTS, TOP, Cell, cell
 from torch import Tensor
-from workloads import Workload, gradient
+from workloads import Workload
 
 import dynaxx
 
@@ -96,11 +96,11 @@ def spectrum(workload: Workload) -> Cell:
 
 def step(workload: Workload, held: Any = None) -> tuple[Any, Tensor]:
     """Gradient, factors of this batch, and the direction from ``held`` (those of this batch without)."""
-    gradient(workload)
-    F = fisher(workload, form="kfac", estimator=SAMPLED)
+    given = workload.x, workload.y
+    F, slopes = dynaxx.fisher(workload.model, given, form="kfac", estimator=SAMPLED, gradient=True)
     held = F if held is None else held
-    slopes = {name: parameter.grad for name, parameter in workload.model.named_parameters()}
-    return held, F.ravel(held.solve(slopes, damping=DAMPING, method="factored"))
+    positions = workload.y[0].numel()  # the loss of the peers is a mean over positions too
+    return held, F.ravel(held.solve(slopes, damping=DAMPING, method="factored")) / positions
 
 
 @cell("kfac_step", "dynaxx")

@@ -26,6 +26,7 @@ from dynaxx.assembly.sweep import Collector, Sweeper
 from dynaxx.errors import InputError, SizeError, choose
 from dynaxx.estimators import ESTIMATORS, Columns, Estimator, Factor, Hutchinson
 from dynaxx.likelihoods import Likelihood
+from dynaxx.linalg import symmetric_eigenvalues
 from dynaxx.model.data import Data
 from dynaxx.model.network import Network, Predict
 from dynaxx.model.selection import Selector
@@ -74,7 +75,7 @@ def spectrum_of(operator: Gram | Dense, values: Tensor | None = None) -> Spectru
     Args:
         values: the eigenvalues, where they are at hand.
     """
-    values = torch.linalg.eigvalsh(operator.matrix) if values is None else values
+    values = symmetric_eigenvalues(operator.matrix) if values is None else values
     eps = max(torch.finfo(torch.float64).eps, torch.finfo(operator.dtype).eps ** 2)
     bound = operator.rank_bound
     return Spectrum(

@@ -1,7 +1,7 @@
 """An estimator is nothing but a choice of cotangents in output space.
 
 Each gives cotangents U (K, N, P, C) with E[sum_k U_nk U_nk^T] = I(z_n) (or what it stands for), block-diagonal over
-positions P, and the same thing as a product, ``apply``. F = (1/N) sum_n sum_k (J_n^T U_nk)(J_n^T U_nk)^T follows,
+positions P, and the same thing as a product, ``product_at``. F = (1/N) sum_n sum_k (J_n^T U_nk)(J_n^T U_nk)^T follows,
 whatever the model and the form.
 
 Random estimators draw from a counter keyed by (seed, global example index), so batching and sharding change nothing.
@@ -10,8 +10,9 @@ Random estimators draw from a counter keyed by (seed, global example index), so 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,8 +74,11 @@ class Estimator:
         """Variance of the mean over ``samples`` draws, relative to independent ones."""
         return 1.0
 
-    def apply(self, output: Output, keys: Tensor, w: Tensor) -> Tensor:
-        """sum_k U_nk (U_nk . w_n) for w of shape (N, P, C), groups of examples taken together."""
+    def product_at(self, output: Output, keys: Tensor) -> Callable[[Tensor], Tensor]:
+        """w -> sum_k U_nk (U_nk . w_n) for w of shape (N, P, C), groups of examples taken together."""
+        return partial(self._apply, output, keys)
+
+    def _apply(self, output: Output, keys: Tensor, w: Tensor) -> Tensor:
         total = torch.zeros_like(w)
         count = len(w)
         size = self.group or count
@@ -136,9 +140,9 @@ class Factor(Columns):
     def factor(self, z: Tensor, xi: Tensor) -> Tensor:
         return self.likelihood.factor(z, xi, self.kind)
 
-    def apply(self, output: Output, keys: Tensor, w: Tensor) -> Tensor:
-        product = self.likelihood.apply(output.z.detach(), w)
-        return product if output.mask is None else product * output.mask[..., None]
+    def product_at(self, output: Output, keys: Tensor) -> Callable[[Tensor], Tensor]:
+        product, mask = self.likelihood.product_at(output.z.detach()), output.mask
+        return product if mask is None else lambda w: product(w) * mask[..., None]
 
 
 class Lower(Columns):

@@ -12,6 +12,7 @@ from torch import nn
 
 from dynaxx import estimators, likelihoods
 from dynaxx.assembly.entries import BlockCollector, DenseCollector, DiagonalCollector
+from dynaxx.assembly.gradient import LossGradient
 from dynaxx.assembly.gram import GramCollector, require_gram
 from dynaxx.assembly.kronecker import EigenvalueCollector, KroneckerCollector
 from dynaxx.assembly.pullback import Pullback
@@ -52,6 +53,7 @@ def fisher(
     rank: int | None = None,
     method: str | None = None,
     head: str = "sampled",
+    gradient: bool = False,
 ) -> Any:
     """The Fisher information matrix of a model on data, as an operator.
 
@@ -89,9 +91,12 @@ def fisher(
         head: "exact" takes the diagonal of the layer that makes the logits in closed form, one product whatever the
             number of classes, where form="diagonal" would sample it; tied embeddings are handled. "sampled" keeps one
             estimator throughout, so that all forms of one seed are forms of one matrix.
+        gradient: answer (F, g) with g, name -> tensor, the gradient of the mean over examples of -log p(y|x, w) from
+            the same forward pass, so that ``F.solve(g, damping=...)`` is the natural gradient. Needs labels, and a form
+            beside "implicit", which makes its passes later.
 
     Returns:
-        An Operator, or a tuple of them. See its verbs: ``F @ v``, ``solve``, ``eigh``, ``trace``, ``spectrum``, ...
+        An Operator, or a tuple of them; a pair with the gradient if that is wanted. See its verbs: ``F @ v``, ``solve``, ``eigh``, ``trace``, ``spectrum``, ...
 
     Raises:
         InputError: anything about model, data or options that would make the answer wrong. SizeError: a form that
@@ -159,8 +164,14 @@ def fisher(
         collectors["block"] = BlockCollector(network.layout, module_groups(network))
     if {"kfac", "ekfac"} & set(forms):
         collectors["kfac"] = KroneckerCollector(network.layout, sharing)
+    if gradient and not collectors:
+        raise InputError(
+            f"gradient=True shares the forward pass of a form that makes one at once, and form={form!r} does not; add "
+            f"another form, or take torch.autograd.grad"
+        )
+    slopes = LossGradient(network) if gradient else None
     if collectors:
-        made |= dict(zip(collectors, sweeper.run(list(collectors.values())), strict=True))
+        made |= dict(zip(collectors, sweeper.run(list(collectors.values()), slopes.add if slopes else None), strict=True))
     sampled = made.get("diagonal")
     if isinstance(sampled, Diagonal) and chosen.samples:
         sampled.stderr = partial(diagonal_stderr, sweeper, head=head == "exact")
@@ -170,8 +181,8 @@ def fisher(
         assert isinstance(factors, KroneckerCollector)
         assert isinstance(kfac, BlockDiagonal)
         (made["ekfac"],) = sweeper.run([EigenvalueCollector(kfac, factors.factors or {})])
-    answer = tuple(made[name] for name in forms)
-    return answer[0] if isinstance(form, str) else answer
+    answer: Any = made[form] if isinstance(form, str) else tuple(made[name] for name in forms)
+    return answer if slopes is None else (answer, slopes.finish(made[forms[0]].count))
 
 
 def _implicit(sweeper: Sweeper, source: Pullback, count: int, columns: int) -> Implicit:

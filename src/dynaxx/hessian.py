@@ -169,7 +169,7 @@ class Hessian(Operator):
             list(self.layout.unravel(v).values()) for v in vectors.T.contiguous()
         ]  # strided ones trip weight_norm's second derivative
         with self.network.guarded(twice=True):
-            totals = torch.zeros(vectors.shape[1], self.layout.size, dtype=self.dtype, device=self.device)
+            totals, started = torch.empty(vectors.shape[1], self.layout.size, dtype=self.dtype, device=self.device), False
             for _, gradients in self._gradients():
                 live = [i for i, g in enumerate(gradients) if g.requires_grad]
                 if not live:  # a loss linear in the parameters
@@ -179,5 +179,6 @@ class Hessian(Operator):
                         [gradients[i] for i in live], self.parameters, [v[i] for i in live],
                         retain_graph=True, allow_unused=True, materialize_grads=True,
                     )  # fmt: skip
-                    row += torch.cat([h.detach().flatten() for h in second])
-        return totals.T / self.count
+                    self.layout.add_into(row, second, started)
+                started = True
+        return (totals if started else totals.zero_()).div_(self.count).T

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,17 +29,17 @@ class Layout:
     dtype: torch.dtype
     device: torch.device
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the parameters, in order."""
         return tuple(self.shapes)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """p, the number of coordinates."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    @property
+    @cached_property
     def slices(self) -> dict[str, slice]:
         """name -> where its coordinates stand in a vector of length p."""
         out, start = {}, 0
@@ -87,6 +88,15 @@ class Layout:
             )
         slices = self.slices
         return {name: vector[slices[name]].reshape((*shape, *vector.shape[1:])) for name, shape in self.shapes.items()}
+
+    @staticmethod
+    def add_into(row: Tensor, pieces: Iterable[Tensor], started: bool) -> None:
+        """Add pieces laid end to end to ``row`` (p,), or write them there, which saves two passes over it."""
+        flat = [piece.detach().flatten() for piece in pieces]
+        if started:
+            row += torch.cat(flat)
+        else:
+            torch.cat(flat, out=row)
 
     def zeros(self, *columns: int) -> Tensor:
         """A zero tensor of shape (p, *columns)."""

@@ -15,6 +15,7 @@ from dynaxx.eigenspace import prepare, smaller_side, spectrum_of
 from dynaxx.errors import InputError, require_memory
 from dynaxx.estimators import Columns
 from dynaxx.likelihoods import Likelihood
+from dynaxx.linalg import symmetric_eigenvalues
 from dynaxx.model.data import Batch, Data, tensors
 from dynaxx.model.network import Output, Predict
 from dynaxx.model.selection import Selector
@@ -163,7 +164,7 @@ def data_spectrum(data: Any, *, centred: bool = False) -> Spectrum:
             mean = matrix.mean(0)
             matrix += mean.mean() - mean - mean[:, None]
     bound = min(d, count - 1 if centred else count)
-    values = torch.linalg.eigvalsh(matrix).flip(0)
+    values = symmetric_eigenvalues(matrix)
     floor = torch.finfo(torch.float64).eps * len(values) * float(values[0].clamp(min=0))
     return Spectrum(values[:bound], dimension=d, count=count, floor=floor, rank_bound=bound)
 

@@ -113,6 +113,7 @@ def test_apply_is_the_metric_times_a_vector(likelihood):
     expected = torch.einsum("nij,knj->kni", likelihood.metric(z), v)
     torch.testing.assert_close(likelihood.apply(z, v), expected, atol=1e-14, rtol=1e-12)
     torch.testing.assert_close(likelihood.apply(z, v[0, 0]), likelihood.apply(z, v[0, 0].expand(3, 4)), atol=0, rtol=0)
+    torch.testing.assert_close(likelihood.product_at(z)(v), likelihood.apply(z, v), atol=0, rtol=0)
 
 
 def test_apply_keeps_its_digits_next_to_a_corner():

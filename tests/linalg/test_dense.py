@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dynaxx.errors import InputError, SizeError
-from dynaxx.linalg import eigh, eigvalsh, inverse_psd, logdet_psd, symmetric, to_dense
+from dynaxx.linalg import eigh, eigvalsh, inverse_psd, logdet_psd, symmetric, symmetric_eigenvalues, to_dense
 from linalg.matrices import Counted, power, with_spectrum
 
 
@@ -71,3 +71,31 @@ def test_inverse_psd(damping, dtype):
 def test_inverse_psd_of_what_rounding_made_indefinite():
     matrix = torch.diag(torch.tensor([1.0, -1e-9], dtype=torch.float64))
     assert torch.allclose(inverse_psd(matrix, 1e-10).diagonal(), torch.tensor([1.0, 1e10], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("size", [257, 600, 1025])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inverse_psd_by_halves(size, dtype):
+    """Sizes above one leaf, odd ones included: A^{-1} A = I to what the condition number allows."""
+    rows = torch.randn(size, size // 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = rows @ rows.T / size
+    damped = matrix + 0.1 * torch.eye(size, dtype=torch.float64)
+    error = inverse_psd(matrix.to(dtype), 0.1).double() @ damped - torch.eye(size, dtype=torch.float64)
+    assert float(error.norm()) / math.sqrt(size) < (2e-4 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("at", [0, 300, 599])
+def test_inverse_psd_by_halves_meets_a_negative_pivot_anywhere(at):
+    """In the first half, in its Schur complement, or in the last leaf: eigenvalues clamped at 0 take over."""
+    matrix = torch.eye(600, dtype=torch.float64)
+    matrix[at, at] = -1.0
+    assert inverse_psd(matrix, 0.5).diagonal()[at] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_symmetric_eigenvalues_are_torchs(dtype):
+    matrix = with_spectrum(power(70, 1.0)).to(dtype)
+    found = symmetric_eigenvalues(matrix)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, torch.linalg.eigvalsh(matrix).flip(0))
+    assert symmetric_eigenvalues(matrix[:0, :0]).shape == (0,)

@@ -9,8 +9,9 @@ gradients, one reverse pass per cotangent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from dynaxx.assembly.coordinates import combine, project
 from dynaxx.assembly.gram import InnerProducts
 from dynaxx.assembly.sweep import Sweeper, example_norms
 from dynaxx.errors import SizeError
+from dynaxx.estimators import Estimator
 from dynaxx.model.network import Output
 from dynaxx.model.rules.base import gradients, parts, rows
 from dynaxx.operators.base import Sampling
@@ -33,6 +35,12 @@ class _Linearised:
     keys: Tensor
     u: Tensor
     g: tuple[Tensor, ...]
+    estimator: Estimator
+
+    @cached_property
+    def metric(self) -> Callable[[Tensor], Tensor]:
+        """w -> M w at z."""
+        return self.estimator.product_at(self.output, self.keys)
 
     def forward(self, v: list[Tensor]) -> Tensor:
         """J v, (N, P, C)."""
@@ -96,7 +104,7 @@ class Pullback:
                 g = torch.autograd.grad(
                     output.z, self.parameters, u, create_graph=True, allow_unused=True, materialize_grads=True
                 )
-            item = _Linearised(output, self.sweeper.keys(batch), u, g)
+            item = _Linearised(output, self.sweeper.keys(batch), u, g, self.estimator)
             if self.sweeper.data.single:
                 self._kept = item
             yield item
@@ -137,13 +145,13 @@ class Pullback:
         columns = self._columns(vectors)
         total = 0
         with self.network.guarded(twice=True):
-            totals = torch.zeros(vectors.shape[1], self.layout.size, dtype=self.layout.dtype, device=self.layout.device)
+            totals = torch.empty(vectors.shape[1], self.layout.size, dtype=self.layout.dtype, device=self.layout.device)
             for item in self._batches():
-                total += len(item.keys)
                 for row, v in zip(totals, columns, strict=True):
-                    w = self.estimator.apply(item.output, item.keys, item.forward(v))
-                    row += torch.cat([g.detach().flatten() for g in item.backward(w, self.parameters)])
-        return totals.T / total
+                    w = item.metric(item.forward(v))
+                    self.layout.add_into(row, item.backward(w, self.parameters), started=total > 0)
+                total += len(item.keys)
+        return totals.div_(total).T
 
     def to_rows(self, vectors: Tensor) -> Tensor:
         """G^T V, (M, k): inner products of per-example gradient rows with the columns, by example, then cotangent."""

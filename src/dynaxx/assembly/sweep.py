@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -104,8 +104,8 @@ class Sweeper:
         size = max(1, limit // max(1, tape.entries * tape.output.z.element_size()))
         return (estimator or self.estimator).chunks(tape.output, keys, size)
 
-    def run(self, collectors: Sequence[Collector]) -> list[Operator]:
-        """One sweep, one operator per collector."""
+    def run(self, collectors: Sequence[Collector], each: Callable[[Tape, Tensor], None] | None = None) -> list[Operator]:
+        """One sweep, one operator per collector; ``each`` is called once with every tape and its example indices."""
         count, first = 0, None
         streams = all(getattr(collector, "streams", False) for collector in collectors)
         limit = STREAM_BYTES if streams else COTANGENT_BYTES
@@ -113,6 +113,8 @@ class Sweeper:
             for tape, keys in self.tapes():
                 first = first or tape.batch
                 with without_autocast(self.network):
+                    if each is not None:
+                        each(tape, keys)
                     for cotangents in self.chunks(tape, keys, limit=limit):
                         for collector in collectors:
                             collector.add(tape, keys, cotangents)

@@ -115,6 +115,10 @@ class Likelihood(ABC):
     def apply(self, z: Tensor, v: Tensor) -> Tensor:
         """I(z) v in O(C) per position, for v of shape (..., C) or with leading axes (K, ..., C)."""
 
+    def product_at(self, z: Tensor) -> Callable[[Tensor], Tensor]:
+        """``apply`` at one z, as a function of v: what depends on z alone is computed once for many products."""
+        return functools.partial(self.apply, z)
+
     @abstractmethod
     def trace(self, z: Tensor) -> Tensor:
         """tr I(z), shape (...)."""

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dynaxx.errors import InputError
 from dynaxx.likelihoods import envelopes, factors
-from dynaxx.likelihoods.base import Likelihood, keeps_precision, require_dense
+from dynaxx.likelihoods.base import Likelihood, keeps_precision, require_dense, working
 from dynaxx.likelihoods.secular import scaled_top_eigenpair
-from dynaxx.likelihoods.simplex import SimplexPoint, divergence
+from dynaxx.likelihoods.simplex import SimplexPoint, divergence, product
 
 _FACTORS: dict[str, Callable[[SimplexPoint, Tensor], Tensor]] = {
     "symmetric": factors.symmetric,
@@ -84,6 +84,13 @@ class Categorical(Likelihood):
     def apply(self, z: Tensor, v: Tensor) -> Tensor:
         """p (v - p.v), shape (..., C), in O(C)."""
         return SimplexPoint(z).apply(v)
+
+    def product_at(self, z: Tensor) -> Callable[[Tensor], Tensor]:
+        """As a function of v; holds p, (..., C)."""
+        self.check_shape(z)
+        point = SimplexPoint(working(z))
+        p, top = point.p, point.top
+        return lambda v: product(p, top, v).to(z.dtype)
 
     @keeps_precision
     def trace(self, z: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class SimplexPoint:
         self.is_top = torch.zeros_like(z, dtype=torch.bool).scatter(-1, top, True)
         self.shift = z - peak
         others = self.shift.masked_fill(self.is_top, -torch.inf)
-        self.alone = torch.isneginf(others).all(-1, keepdim=True)
+        self.alone = torch.isneginf(others.amax(-1, keepdim=True))
         # the filled zeros keep the derivative of a lone class from becoming inf - inf
         tail = torch.logsumexp(others.masked_fill(self.alone, 0.0), -1, keepdim=True)
         self.log_odds = tail.masked_fill(self.alone, -torch.inf)
@@ -52,12 +52,13 @@ class SimplexPoint:
 
     def pick(self, v: Tensor) -> Tensor:
         """v_t, shape (..., 1), for v of shape (..., C) or broadcastable to it."""
-        return torch.where(self.is_top, v, torch.zeros_like(v)).sum(-1, keepdim=True)
+        return _entry(v, self.top)
 
     def balance(self, u: Tensor) -> Tensor:
         """u with u_t := -sum of the others: what is in the range of I(z) sums to zero, and u_t alone loses digits."""
-        rest = u.masked_fill(self.is_top, 0.0)
-        return torch.where(self.is_top, -rest.sum(-1, keepdim=True), rest)
+        top = self.top.expand(*u.shape[:-1], 1)
+        rest = u.scatter(-1, top, 0.0)
+        return rest.scatter(-1, top, -rest.sum(-1, keepdim=True))
 
     @cached_property
     def log_p(self) -> Tensor:
@@ -107,10 +108,8 @@ class SimplexPoint:
         return (self.shift > -torch.inf).sum(-1, keepdim=True)
 
     def apply(self, v: Tensor) -> Tensor:
-        """I v = p (v - p.v). Constants are in the null space, so v_t is taken off first and nothing cancels."""
-        v = v - self.pick(v)
-        mean = (self.p * v).sum(-1, keepdim=True)
-        return self.p * (v - mean)
+        """I v = p (v - p.v)."""
+        return product(self.p, self.top, v)
 
     def apply_scaled(self, v: Tensor) -> Tensor:
         """I v / delta: stays of order one where I underflows."""
@@ -127,6 +126,21 @@ class SimplexPoint:
         )
         diagonal = torch.where(self.is_top, self.top_probability, q * self.complement)
         return torch.diagonal_scatter(dense, diagonal, dim1=-2, dim2=-1)
+
+
+def product(p: Tensor, top: Tensor, v: Tensor) -> Tensor:
+    """(diag(p) - p p^T) v, (..., C). Constants are in the null space, so v_t is taken off first and nothing cancels.
+
+    Args:
+        p: (..., C). top: the most likely class, (..., 1).
+    """
+    v = v - _entry(v, top)
+    return p * (v - (p * v).sum(-1, keepdim=True))
+
+
+def _entry(v: Tensor, top: Tensor) -> Tensor:
+    batch = torch.broadcast_shapes(v.shape[:-1], top.shape[:-1])
+    return v.expand(*batch, v.shape[-1]).gather(-1, top.expand(*batch, 1))
 
 
 def divergence(z0: Tensor, z1: Tensor) -> Tensor:

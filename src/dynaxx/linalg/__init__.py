@@ -6,7 +6,7 @@ the exact answer, the exact answer is returned.
 """
 
 from dynaxx.linalg.cg import Solution, cg
-from dynaxx.linalg.dense import eigh, eigvalsh, inverse_psd, logdet_psd, symmetric, to_dense
+from dynaxx.linalg.dense import eigh, eigvalsh, inverse_psd, logdet_psd, symmetric, symmetric_eigenvalues, to_dense
 from dynaxx.linalg.diagonal import DiagonalEstimate, hutchinson_diagonal, xdiag
 from dynaxx.linalg.frobenius import frobenius
 from dynaxx.linalg.lanczos import Eigenpairs, lanczos
@@ -35,6 +35,7 @@ __all__ = [
     "logdet_psd",
     "quadrature",
     "symmetric",
+    "symmetric_eigenvalues",
     "to_dense",
     "tridiagonal",
     "xdiag",

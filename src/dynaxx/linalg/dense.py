@@ -1,10 +1,13 @@
 """Small symmetric matrices, in float64."""
 
+import numpy
 import torch
 from torch import Tensor
 
 from dynaxx.errors import InputError
 from dynaxx.linalg.protocol import Operator, chunks, dimension, identity_columns, product, require_room
+
+LEAF = 256  # rows up to which LAPACK inverts faster than products of halves do
 
 
 def to_dense(op: Operator) -> Tensor:
@@ -55,13 +58,27 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values.flip(0), vectors.flip(1)
 
 
+def symmetric_eigenvalues(matrix: Tensor) -> Tensor:
+    """Eigenvalues, descending, (p,), of a matrix that is known to be symmetric; its lower triangle is read.
+
+    On the CPU by numpy, whose LAPACK takes a third to two thirds of the time of torch's (measured from 257 to 1153
+    rows in float64); a tensor without storage has to stay torch's.
+
+    >>> symmetric_eigenvalues(torch.tensor([[2., 1.], [1., 2.]])).tolist()
+    [3.0, 1.0]
+    """
+    if matrix.device.type == "cpu" and type(matrix) is Tensor and len(matrix):
+        return torch.from_numpy(numpy.linalg.eigvalsh(matrix.numpy())).flip(0)
+    return torch.linalg.eigvalsh(matrix).flip(0)
+
+
 def eigvalsh(matrix: Tensor) -> Tensor:
     """Eigenvalues of the symmetric part, descending, float64, (p,).
 
     >>> eigvalsh(torch.tensor([[2., 1.], [1., 2.]])).tolist()
     [3.0, 1.0]
     """
-    return torch.linalg.eigvalsh(symmetric(matrix)).flip(0)
+    return symmetric_eigenvalues(symmetric(matrix))
 
 
 def logdet_psd(matrix: Tensor, damping: float = 0.0) -> float:
@@ -80,12 +97,12 @@ def logdet_psd(matrix: Tensor, damping: float = 0.0) -> float:
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if not failed:
         return float(2 * factor.diagonal().log().sum())
-    values = torch.linalg.eigvalsh(matrix)
+    values = symmetric_eigenvalues(matrix)
     floor = torch.finfo(matrix.dtype).eps * len(values) * float(values.abs().max())
-    if float(values[0]) <= floor:
+    if float(values[-1]) <= floor:
         raise InputError(
             f"log det of a matrix of shape {tuple(matrix.shape)} with damping={damping:g}: its least eigenvalue is "
-            f"{float(values[0]):.3g}, not above rounding ({floor:.3g}); give damping above that"
+            f"{float(values[-1]):.3g}, not above rounding ({floor:.3g}); give damping above that"
         )
     return float(values.log().sum())
 
@@ -106,10 +123,40 @@ def inverse_psd(matrix: Tensor, damping: float) -> Tensor:
         matrix = matrix.double()
     damped = matrix.clone()
     damped.diagonal().add_(damping)
-    factor, failed = torch.linalg.cholesky_ex(damped)
-    if failed and damped.dtype != torch.float64:
-        factor, failed = torch.linalg.cholesky_ex(damped.double())
-    if failed:
+    inverse = _inverse(damped)
+    if inverse is None and damped.dtype != torch.float64:
+        inverse = _inverse(damped.double())
+    if inverse is None:
         values, vectors = eigh(matrix)
         return ((vectors / (values.clamp(min=0) + damping)) @ vectors.T).to(dtype)
-    return torch.cholesky_inverse(factor).to(dtype)
+    return inverse.to(dtype)
+
+
+def _inverse(matrix: Tensor) -> Tensor | None:
+    """A^{-1}, or None where a pivot is not positive.
+
+    By halves: with T = C B^{-1} and the Schur complement S = D - T C^T,
+
+        [B C^T; C D]^{-1} = [B^{-1} + T^T S^{-1} T, -T^T S^{-1}; -S^{-1} T, S^{-1}].
+
+    The halves are products of large matrices, which run at several times the speed of a LAPACK factorisation.
+    """
+    size = len(matrix)
+    if size <= LEAF:
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        return None if failed else torch.cholesky_inverse(factor)
+    half = size // 2
+    head, corner = matrix[:half, :half], matrix[half:, :half]
+    first = _inverse(head)
+    if first is None:
+        return None
+    across = corner @ first
+    second = _inverse(torch.addmm(matrix[half:, half:], across, corner.T, alpha=-1))
+    if second is None:
+        return None
+    inverse = torch.empty_like(matrix)
+    below = torch.mm(second, across, out=inverse[half:, :half])
+    torch.addmm(first, across.T, below, out=inverse[:half, :half])
+    inverse[half:, half:] = second
+    inverse[:half, half:] = below.neg_().T
+    return inverse

@@ -234,7 +234,7 @@ class Operator:
         """
         k = self._require_k(k)
         if k is None or self.layout.size <= DENSE_SIZE:
-            return torch.linalg.eigvalsh(self.to_dense().double()).flip(0)[:k].to(self.dtype)
+            return linalg.symmetric_eigenvalues(self.to_dense().double())[:k].to(self.dtype)
         return self.eigh(k, tolerance=tolerance).values
 
     def _require_k(self, k: int | None) -> int | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dynaxx.estimate import Estimate
 from dynaxx.layout import Layout
+from dynaxx.linalg import symmetric_eigenvalues
 from dynaxx.operators.base import TOLERANCE, Eigenpairs, Operator, Sampling
 from dynaxx.spectrum import Spectrum
 
@@ -53,11 +54,11 @@ class Dense(Operator):
     def eigenvalues(self, k: int | None = None, *, tolerance: float = TOLERANCE) -> Tensor:
         """Eigenvalues, descending."""
         k = self._require_k(k)
-        return torch.linalg.eigvalsh(self.matrix).flip(0)[:k].to(self.dtype)
+        return symmetric_eigenvalues(self.matrix)[:k].to(self.dtype)
 
     def spectrum(self, k: int | None = None) -> Spectrum:
         """All eigenvalues, or the top k."""
-        return self._spectrum_of(torch.linalg.eigvalsh(self.matrix).flip(0)[: self._require_k(k)], k)
+        return self._spectrum_of(symmetric_eigenvalues(self.matrix)[: self._require_k(k)], k)
 
     def trace(self) -> Estimate:
         """Sum of the diagonal."""
@@ -66,7 +67,7 @@ class Dense(Operator):
     def logdet(self, damping: float) -> Estimate:
         """log det(A + damping I), from the eigenvalues."""
         self._require_damping(damping)
-        values = torch.linalg.eigvalsh(self.matrix)
+        values = symmetric_eigenvalues(self.matrix)
         values = values.clamp(min=0) if self.definite else values
         self._require_real_log(values, damping)
         return self._scalar(float(torch.log(values + damping).sum()), derived=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from dynaxx.errors import InputError
 from dynaxx.estimate import Estimate
 from dynaxx.layout import Layout
+from dynaxx.linalg import symmetric_eigenvalues
 from dynaxx.operators.base import TOLERANCE, Eigenpairs, Operator, Sampling
 from dynaxx.spectrum import Spectrum
 
@@ -85,7 +86,7 @@ class Gram(Operator):
     def _values(self) -> Tensor:
         if "_decomposition" in self.__dict__:
             return self._decomposition[0]
-        return torch.linalg.eigvalsh(self.matrix).flip(0)
+        return symmetric_eigenvalues(self.matrix)
 
     @property
     def floor(self) -> float:
