@@ -16,7 +16,7 @@ demo: $(VENV)/.demo  ## compress two digit classifiers, and write dynaxx-runs/de
 	$(BIN)/dynaxx demo
 
 test: $(VENV)/.dev  ## all tests, doctests included
-	MPLBACKEND=Agg $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev  ## style, types, and who may import whom
 	$(BIN)/ruff check .
@@ -40,6 +40,7 @@ study: $(VENV)/.study  ## published results, measured anew; goes on where it was
 	$(BIN)/python studies/pruning.py
 	$(BIN)/python studies/structured.py
 	$(BIN)/python studies/monitor_faults.py
+	$(BIN)/python studies/monitor_long.py
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) $(BENCH) docs/_build docs/gallery build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache

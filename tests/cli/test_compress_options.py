@@ -124,6 +124,14 @@ def test_an_interrupted_command_given_again_ends_as_if_it_had_not_been(compress,
         one, other = getattr(whole, part), getattr(cut, part)
         assert one.keys() == other.keys()
         assert all(torch.equal(value, other[name]) for name, value in one.items())
+    with Store(tmp_path / "cut" / "dynaxx.db") as store, Store(tmp_path / "whole" / "dynaxx.db") as other:
+        (run,), (reference,) = store.runs(), other.runs()  # it went on in the run that it had begun
+        assert run.status == "finished"
+        assert store.metric_names(run.id) == other.metric_names(reference.id)
+        said = [[(alert.title, alert.step) for alert in each.alerts(1)] for each in (store, other)]
+        assert said[0] == said[1]
+        (spectrum,) = store.arrays(run.id, "dynaxx/eigenvalues", [0])
+        assert spectrum.attributes["floor"] > 0
     code, err = command("cut", "--scope", "layer")
     assert code == 2
     assert "begun with other options (scope)" in err

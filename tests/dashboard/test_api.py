@@ -10,23 +10,9 @@ import numpy as np
 import pytest
 from sqlalchemy import insert, update
 
-from dashboard.demo_store import fill
 from dashboard.served import served
 from dynaxx.dashboard.series import SeriesCache
 from dynaxx.track import Store, schema
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    place = tmp_path_factory.mktemp("api") / "runs.db"
-    fill(place)
-    return place
-
-
-@pytest.fixture(scope="module")
-def server(path):
-    with served(path) as running:
-        yield running
 
 
 def test_runs_are_found_by_words_project_tag_and_parent(server):

@@ -4,41 +4,27 @@ import asyncio
 
 import pytest
 
-from dashboard.demo_store import fill
 from dashboard.served import served
 from dynaxx.dashboard.guard import Guard
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    place = tmp_path_factory.mktemp("guard") / "runs.db"
-    fill(place)
-    return place
-
-
-@pytest.fixture(scope="module")
-def open_server(path):
-    with served(path) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def closed_server(path):
-    with served(path, token="right-token", hosts=["lab"], addresses=True, cookie="dynaxx-test") as server:
-        yield server
+    with served(path, token="right-token", hosts=["lab"], addresses=True, cookie="dynaxx-test") as running:
+        yield running
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost:1234", "[::1]:9", "LOCALHOST."])
-def test_this_machines_own_names_are_answered(open_server, host):
-    assert open_server.ask("/api/runs", host=host)[0] == 200
+def test_this_machines_own_names_are_answered(server, host):
+    assert server.ask("/api/runs", host=host)[0] == 200
 
 
 @pytest.mark.parametrize(
     "host",
     ["evil.example", "evil.example:8722", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "", False],
 )
-def test_a_name_that_was_rebound_to_this_machine_is_not(open_server, host):
-    status, _, body = open_server.ask("/api/runs", host=host)
+def test_a_name_that_was_rebound_to_this_machine_is_not(server, host):
+    status, _, body = server.ask("/api/runs", host=host)
     assert status in (400, 421)
     assert b"cnn" not in body
 
@@ -66,7 +52,7 @@ def test_names_that_were_allowed_and_addresses_are_answered_where_a_token_guards
     ids=str,
 )
 def test_without_the_token_nothing_is_told(closed_server, headers):
-    files = ("/runs/1/report.html", "/runs/1/artifacts/notes.txt", "/static/main.js")
+    files = ("/runs/1/report.html", "/runs/1/artifacts/notes.txt", "/static/app.js")
     for path in ("/", "/api/runs", "/api/runs/1", *files, "/x"):
         status, answered, body = closed_server.ask(path, headers=headers)
         assert status == 401
@@ -89,14 +75,14 @@ def test_the_right_token_moves_from_the_address_into_a_cookie_and_then_opens_eve
     assert "HttpOnly" in cookie
     assert "SameSite=lax" in cookie
     sent = {"Cookie": f"other=1; {cookie.partition(';')[0]}"}
-    for path in ("/", "/api/runs", "/static/main.js", "/runs/1/data.csv"):
+    for path in ("/", "/api/runs", "/static/app.js", "/runs/1/data.csv"):
         assert closed_server.ask(path, headers=sent)[0] == 200
     assert closed_server.ask("/api/runs", headers={"Authorization": "bearer right-token"})[0] == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
-def test_nothing_can_be_changed(open_server, method):
-    status, headers, _ = open_server.ask("/api/runs", method=method)
+def test_nothing_can_be_changed(server, method):
+    status, headers, _ = server.ask("/api/runs", method=method)
     assert status == 405
     assert headers["allow"] == "GET, HEAD"
 
@@ -122,16 +108,16 @@ def test_nothing_can_be_changed(open_server, method):
         "/runs/1e3/data.csv",
     ],
 )
-def test_no_path_leads_out_of_the_house(open_server, address):
-    status, _, body = open_server.ask(address)
+def test_no_path_leads_out_of_the_house(server, address):
+    status, _, body = server.ask(address)
     assert status == 404
     assert b"root:" not in body
     assert b"import" not in body
 
 
-def test_every_answer_forbids_the_page_the_network_and_other_peoples_scripts(open_server):
-    for path in ("/", "/static/main.js", "/api/runs", "/nothing", "/api/lines"):
-        _, headers, _ = open_server.ask(path)
+def test_every_answer_forbids_the_page_the_network_and_other_peoples_scripts(server):
+    for path in ("/", "/static/app.js", "/api/runs", "/nothing", "/api/lines"):
+        _, headers, _ = server.ask(path)
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
@@ -140,13 +126,13 @@ def test_every_answer_forbids_the_page_the_network_and_other_peoples_scripts(ope
         assert headers["referrer-policy"] == "no-referrer"
         assert headers["cross-origin-resource-policy"] == "same-origin"
         assert "access-control-allow-origin" not in headers
-    _, headers, _ = open_server.ask("/runs/1/artifacts/notes.txt")
+    _, headers, _ = server.ask("/runs/1/artifacts/notes.txt")
     assert "sandbox" in headers["content-security-policy"]
     assert headers["content-disposition"].startswith("attachment")
 
 
-def test_the_page_holds_no_script_or_style_of_its_own(open_server):
-    _, _, body = open_server.ask("/")
+def test_the_page_holds_no_script_or_style_of_its_own(server):
+    _, _, body = server.ask("/")
     text = body.decode()
     assert "<style" not in text
     assert "style=" not in text

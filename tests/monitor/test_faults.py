@@ -1,5 +1,8 @@
-"""The scenario of studies/monitor_faults.py: every fault is seen, nothing is lost, the training is untouched."""
+"""The scenarios of studies/monitor_faults.py and monitor_long.py: every fault is seen, nothing is lost, and the
+training is untouched."""
 
+import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -10,17 +13,24 @@ pytest.importorskip("sklearn", reason="the study uses scikit-learn's digits (ext
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
 
 
-@pytest.fixture(scope="module")
-def study():
+def imported(name):
     sys.path.insert(0, str(STUDIES))
     try:
-        import monitor_faults
-
-        yield monitor_faults
+        yield importlib.import_module(name)
     finally:
         sys.path.remove(str(STUDIES))
-        for name in ("monitor_faults", "runs"):
-            sys.modules.pop(name, None)
+        for each in ("monitor_long", "monitor_faults", "runs"):
+            sys.modules.pop(each, None)
+
+
+@pytest.fixture
+def study():
+    yield from imported("monitor_faults")
+
+
+@pytest.fixture
+def long_study():
+    yield from imported("monitor_long")
 
 
 @pytest.mark.slow
@@ -49,3 +59,26 @@ def test_weights_are_compared_bit_for_bit(study):
     one = {"w": torch.tensor([1.0, torch.nan])}
     assert study.same(one, {"w": torch.tensor([1.0, torch.nan])})
     assert not study.same(one, {"w": torch.tensor([1.0 + 2**-23, torch.nan])})
+
+
+@pytest.mark.slow
+def test_one_training_with_every_fault_in_it(long_study, capsys):
+    assert long_study.main(["--quick"]) == 0, capsys.readouterr().out
+
+
+def test_the_kept_long_training_holds_and_its_check_can_fail(long_study):
+    found = json.loads((long_study.OUT / "long.json").read_text())["result"]
+    assert long_study.check(found) == []
+    assert found["plan"]["steps"] == 12_000
+    sink = [alert for alert in found["alerts"] if alert[1] == "sink"]
+    for wrong in (
+        {"alerts": sink},
+        {"alerts": [alert for alert in found["alerts"] if alert[1] != "sink"]},
+        {"alerts": [*found["alerts"], [10, "divergence"]]},
+        {"warnings": []},
+        {"after the kill": "running"},
+        {"runs": ["interrupted", "finished"]},
+        {"looks missing": [100]},
+        {"bit_equal": False},
+    ):
+        assert long_study.check(found | wrong), wrong

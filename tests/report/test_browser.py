@@ -3,20 +3,13 @@
 import math
 import os
 import re
-import shutil
 
 import numpy as np
 import pytest
 
-from dynaxx.report import Document, Lines, Marker, Section, Series, Spectra, write
+from dynaxx.report import Document, Lines, Marker, Section, Series, Spectra
 from dynaxx.report.numerals import number
 from report.demo_documents import demo, hostile
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)")
 
 # how many pixels of a chart are close to a colour
 COUNT = """([index, name, left, right]) => {
@@ -32,39 +25,6 @@ COUNT = """([index, name, left, right]) => {
     if (data[i + 3] > 200 && [0, 1, 2].every((k) => Math.abs(data[i + k] - want[k]) < 12)) count++;
   return count;
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def show(browser, tmp_path):
-    contexts = []
-
-    def open_page(document, scheme="light", width=1200):
-        path = write(document, tmp_path / "report.html")
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        contexts.append(context)
-        tab = context.new_page()
-        tab.problems, tab.requests = [], []
-        tab.on("console", lambda message: tab.problems.append(message.text))
-        tab.on("pageerror", lambda error: tab.problems.append(str(error)))
-        tab.on("request", lambda request: tab.requests.append(request.url))
-        tab.goto(path.as_uri())
-        tab.wait_for_function("[...document.querySelectorAll('.plot')].every((plot) => plot.dataset.drawn === 'yes')")
-        tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        assert tab.problems == []
-        assert tab.requests == [path.as_uri()]
-        return tab
-
-    yield open_page
-    for context in contexts:
-        context.close()
 
 
 def pixels(tab, index, name="--c0", left=0.0, right=1.0):

@@ -148,3 +148,27 @@ def test_the_table_behind_a_chart_joins_curves_and_stays_short():
 def test_a_chart_is_told_in_words():
     block = Lines("Trace", [Series("a", [0, 1], [1.0, 2.0]), Series("b", [0], [math.nan])], markers=[Marker(1, "m")])
     assert charts.describe(block) == "Chart: Trace. a: 2 points, from 1 to 2; b: 1 points, none of them finite."
+
+
+def test_columns_have_seven_digits_whole_numbers_stay_and_what_is_not_finite_is_none():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=3000) * 10.0 ** rng.integers(-300, 300, 3000)
+    near = rng.normal(size=3000) * 10.0 ** rng.integers(-6, 9, 3000)
+    for given in (values, near):
+        shown = charts.chart(Lines("t", [Series("s", np.arange(3000), given)]))["curves"][0]["y"]
+        assert [float(one) for one in shown] == [
+            float(one) if one.is_integer() and abs(one) < 2**53 else float(f"{one:.7g}") for one in given.tolist()
+        ]
+    odd = [0.0, -0.0, 2.0**52 + 1, -3.0, 1e22, math.nan, math.inf, 5e-324, 1 / 3]
+    (curve,) = charts.chart(Lines("t", [Series("s", np.arange(9), odd)]))["curves"]
+    assert curve["x"] == list(range(9))
+    assert curve["y"] == [0, 0, 2**52 + 1, -3, 1e22, None, None, 5e-324, 0.3333333]
+    assert [type(one) for one in curve["y"][:5]] == [int, int, int, int, float]
+    (curve,) = charts.chart(Lines("t", [Series("s", [1, 2, 3], [-1.0, 0.0, 1e-30])], log_y=True))["curves"]
+    assert curve["y"] == [None, None, 1e-30]
+
+
+def test_curves_over_the_same_places_share_them():
+    x, y = np.arange(4.0), np.ones(4)
+    block = Lines("t", [Series("a", x, y), Series("b", x.copy(), 2 * y), Series("c", x + 1, y), Series("d", x + 1, y)])
+    assert [curve["x"] for curve in charts.chart(block)["curves"]] == [[0, 1, 2, 3], 0, [1, 2, 3, 4], 2]

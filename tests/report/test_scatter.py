@@ -2,17 +2,13 @@
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
 
 from dynaxx.errors import InputError
-from dynaxx.report import Document, Scatter, Section, page, to_text, write
+from dynaxx.report import Document, Scatter, Section, page, to_text
 from dynaxx.report.scatter import MOST_POINTS, cloud, describe, remarks, table
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 
 
 def three_groups(m=60, size=3):
@@ -99,42 +95,6 @@ LOOK = """([index, name]) => {
     }
   return [count, x / count / canvas.width, y / count / canvas.height];
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine (apt-get install chromium)")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def show(browser, tmp_path):
-    contexts = []
-
-    def open_page(made, scheme="light", width=1200):
-        path = write(made, tmp_path / "report.html")
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        contexts.append(context)
-        tab = context.new_page()
-        tab.problems, tab.requests = [], []
-        # chromium's advice about reading pixels back is about this test, not about the page
-        tab.on("console", lambda m: None if "willReadFrequently" in m.text else tab.problems.append(m.text))
-        tab.on("pageerror", lambda error: tab.problems.append(str(error)))
-        tab.on("request", lambda request: tab.requests.append(request.url))
-        tab.goto(path.as_uri())
-        tab.wait_for_function("[...document.querySelectorAll('.cloud')].every((one) => one.dataset.drawn === 'yes')")
-        assert tab.problems == []
-        assert tab.requests == [path.as_uri()]
-        return tab
-
-    yield open_page
-    for context in contexts:
-        context.close()
 
 
 def look(tab, name="--c0", index=0):

@@ -92,6 +92,23 @@ def test_last_values_up_to_a_step_and_how_far_series_go(store):
         store.metrics(run.id, "none", since=0.0)
 
 
+def test_the_last_array_of_each_name_comes_in_one_question(store):
+    first, second = store.run(), store.run()
+    for step in (3, 20, 7):
+        first.log_array("a/x", np.full(2, float(step)), step=step, attributes={"floor": step})
+    first.log_array("a/y", np.eye(2), step=1)
+    second.log_array("a/x", np.zeros(1), step=99)
+    found = store.last_arrays(first.id, ["a/x", "a/y", "a/z"])
+    assert {name: (record.step, record.attributes) for name, record in found.items()} == {
+        "a/x": (20, {"floor": 20}),
+        "a/y": (1, {}),
+    }
+    assert found["a/x"].value.tolist() == [20.0, 20.0]
+    assert store.last_arrays(second.id, []) == {}
+    with pytest.raises(StoreError, match="no run 9"):
+        store.last_arrays(9, ["a/x"])
+
+
 def test_alerts_after_a_number_and_of_all_runs(store):
     first, second = store.run("a"), store.run("b")
     first.alert("one", rule="rank collapse")

@@ -1,7 +1,8 @@
 """What a workflow has done so far, in a folder, so that it goes on there after any kind of end.
 
 Each finished piece is one safetensors file, written under another name and renamed, so that it is there whole or not at
-all: ``begin`` (the untrained model), ``train`` (the last finished epoch), ``one_shot``, ``trial-1``, ``trial-2``, ...
+all: ``begin`` (the untrained model), ``run`` (its number in the store), ``train`` (the last finished epoch),
+``one_shot``, ``trial-1``, ``trial-2``, ...
 """
 
 from __future__ import annotations

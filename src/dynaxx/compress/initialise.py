@@ -115,4 +115,5 @@ def loss_of(likelihood: Likelihood) -> Any:
 def log_spectrum(session: Session, spectrum: Any, step: int) -> None:
     """The eigenvalues as an array of the run, where they are exact."""
     if session.run is not None and isinstance(spectrum, Spectrum):
-        session.run.log_array("dynaxx/eigenvalues", spectrum.eigenvalues.to(torch.float64), step=step)
+        said = {"floor": spectrum.floor, "dimension": spectrum.dimension, "count": spectrum.count}
+        session.run.log_array("dynaxx/eigenvalues", spectrum.eigenvalues.to(torch.float64), step, said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from dynaxx.model.reading import device_of, gather
 from dynaxx.model.selection import Selector
 from dynaxx.monitor.snapshot import Probe
 from dynaxx.report import Document, write
-from dynaxx.track import Run, Store
+from dynaxx.track import Run, Store, StoreError
 from dynaxx.track.run import ending
 
 Publish = Callable[[Journal], None]
@@ -231,7 +231,7 @@ def compress(
     with ExitStack() as stack:
         if progress:
             session.progress = stack.enter_context(Bars()) if progress is True else progress
-        session.run = _open(stack, store, named, project, config)
+        session.run = _open(stack, session.checkpoint, store, named, project, config)
         journal.run_id = None if session.run is None else session.run.id
         result = _phases(session)
         written = publish(journal, False)
@@ -276,12 +276,26 @@ def _timed(session: Session, name: str, phase: Callable[[Session], Any]) -> Any:
 
 
 def _open(
-    stack: ExitStack, store: Store | str | Path | None, name: str, project: str, config: dict[str, Any]
+    stack: ExitStack,
+    checkpoint: Checkpoint,
+    store: Store | str | Path | None,
+    name: str,
+    project: str,
+    config: dict[str, Any],
 ) -> Run | None:
+    """A run in the store; that of the work that goes on, where it is in this store."""
     if store is None:
         return None
     opened: AbstractContextManager[Store] = nullcontext(store) if isinstance(store, Store) else Store(store)
-    return stack.enter_context(stack.enter_context(opened).run(name=name, project=project, config=config))
+    holder, run = stack.enter_context(opened), None
+    begun = checkpoint.load("run")
+    if begun is not None and begun.facts["store"] == holder.location:
+        with suppress(StoreError):  # it was removed, or another process is at it
+            run = holder.resume(begun.facts["run"])
+    if run is None:
+        run = holder.run(name=name, project=project, config=config)
+        checkpoint.save("run", {}, {"store": holder.location, "run": run.id})
+    return stack.enter_context(run)
 
 
 def _publisher(report: str | Path | Publish | None, name: str) -> Callable[[Journal, bool], Path | None]:

@@ -81,10 +81,11 @@ def _questions(store: Store) -> list[Route]:
             names = names_of(store.metric_names(chosen[0]), quantity)
             names = _largest(store, chosen[0], names, number(request, "curves", 8, 1, 64))
         points, part = number(request, "points", POINTS, 16, 20000), stretch(request)
-        tag = drawings.lines_tag(chosen, names, points, part)
+        extents = drawings.extents(chosen, names)
+        tag = drawings.lines_tag(extents, names, points, part)
         if _known(request, tag):
             return Response(status_code=304, headers={"etag": f'"{tag}"'})
-        return _json(drawings.lines(chosen, names, points, part), tag)
+        return _json(drawings.lines(extents, names, points, part), tag)
 
     def spectrum(request: Request) -> Any:
         return drawings.spectrum(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dynaxx.dashboard.answers import page_of
-from dynaxx.dashboard.series import SeriesCache
+from dynaxx.dashboard.series import Extent, SeriesCache
 from dynaxx.report.charts import chart, describe, remarks
 from dynaxx.report.document import Eigenvalues, Lines, Marker, Series, Spectra
 from dynaxx.report.run import MOST_MARKERS, floor_of, series_of, wants_log
@@ -20,6 +20,7 @@ from dynaxx.track.names import floor_names, layer_of
 
 MOST_COLUMNS = 240  # of a heat map
 MOST_LAYERS = 400
+Extents = Mapping[int, Mapping[str, Extent]]
 AXES = {"one_shot": ("sparsity", "score"), "reduction": ("k", "")}
 
 
@@ -29,33 +30,37 @@ def drawn(block: Lines | Spectra, points: int) -> dict[str, Any]:
 
 
 class Drawings:
-    """Drawings of one store. ``lines_tag`` says, without reading the series, whether a chart has changed."""
+    """Drawings of one store. ``extents`` says, without reading the series, whether a chart has changed."""
 
     def __init__(self, cache: SeriesCache):
         self.cache = cache
         self.store = cache.store
 
-    def lines_tag(self, runs: Sequence[int], names: Sequence[str], *rest: Any) -> str:
+    def extents(self, runs: Sequence[int], names: Sequence[str]) -> Extents:
+        """Run -> name -> how far that series goes, of those that are there."""
+        return {run_id: self.cache.extents(run_id, names) for run_id in runs}
+
+    def lines_tag(self, extents: Extents, *rest: Any) -> str:
         """A text that changes when the chart does."""
-        parts = [(run_id, sorted(self.cache.extents(run_id, names).items())) for run_id in runs]
-        marks = len(self.store.alerts(runs[0])) if len(runs) == 1 else 0
+        parts = [(run_id, sorted(found.items())) for run_id, found in extents.items()]
+        marks = len(self.store.alerts(next(iter(extents)))) if len(extents) == 1 else 0
         return hashlib.sha256(repr((parts, marks, rest)).encode()).hexdigest()[:24]
 
     def lines(
-        self, runs: Sequence[int], names: Sequence[str], points: int, stretch: tuple[float, float] | None = None
+        self, extents: Extents, names: Sequence[str], points: int, stretch: tuple[float, float] | None = None
     ) -> dict[str, Any]:
         """Metrics of runs over steps, in one chart, with bands of two standard errors, and the alerts of a single run.
 
         Raises:
             StoreError: there is no such run, or none of them has such a metric.
         """
+        runs = list(extents)
         series, columns = [], []
         for run_id in runs:
             info = self.store.info(run_id)
-            extents = self.cache.extents(run_id, names)
             for name in names:
-                if name in extents:
-                    found = self.cache.read(run_id, name, extents[name])
+                if name in extents[run_id]:
+                    found = self.cache.read(run_id, name, extents[run_id][name])
                     columns.append(found.values)
                     label = " ".join(
                         part
@@ -67,7 +72,7 @@ class Drawings:
                     )
                     series.append(series_of(label, _within(found, stretch)))
         if not series:
-            raise StoreError(f"none of the runs {list(runs)} has a metric {', '.join(map(repr, names[:8]))}")
+            raise StoreError(f"none of the runs {runs} has a metric {', '.join(map(repr, names[:8]))}")
         log = wants_log(np.concatenate(columns))
         block = Lines(_title(names), series, log_y=log, markers=self._markers(runs), note=_band_note(series))
         return drawn(block, points)
@@ -155,10 +160,8 @@ class Drawings:
         over sparsity for pruning, over the number of directions for a reduction. The last of each name counts.
         """
         charts: dict[tuple[str, str], list[Series]] = {}
-        for name in self.store.array_names(run_id):
-            if page_of(name) != page:
-                continue
-            record = self.store.arrays(run_id, name, self.store.array_steps(run_id, name)[-1:])[0]
+        shown = [name for name in self.store.array_names(run_id) if page_of(name) == page]
+        for name, record in self.store.last_arrays(run_id, shown).items():
             value = record.value
             if value.ndim == 2 and value.shape[1] in (2, 4) and value.dtype.kind in "fiu":
                 family, curve = name.split("/")[-2:]

@@ -25,6 +25,7 @@ from dynaxx.operators.block import BlockDiagonal
 from dynaxx.operators.kronecker import Kronecker
 
 GAP_PROBES = 4
+TOLERANCE = 1e-4  # of the eigenvalues, relative; float32 products of a deep network cannot meet much less
 DAMPING = 1e-3  # of a factor's mean eigenvalue: undamped, condition numbers of trained layers are rounding
 
 
@@ -97,10 +98,10 @@ def curvature(subject: Subject) -> dict[str, float]:
     probe, options = subject.probe, {"params": subject.params, "predict": subject.probe.predict}
     H = hessian(subject.model, probe.batch, loss_of(subject), **options)
     F = fisher(subject.model, probe.batch, form="implicit", **subject.options)
-    out = {"dynaxx/hessian/top_eigenvalue": float(H.eigenvalues(1)[0])}
+    out = {"dynaxx/hessian/top_eigenvalue": float(H.eigenvalues(1, tolerance=TOLERANCE)[0])}
     diagonal = subject.preconditioner() if subject.preconditioner is not None else None
     if diagonal is not None and set(diagonal) >= set(H.names):
-        out["dynaxx/hessian/preconditioned"] = float(Preconditioned(H, diagonal).eigenvalues(1)[0])
+        out["dynaxx/hessian/preconditioned"] = float(Preconditioned(H, diagonal).eigenvalues(1, tolerance=TOLERANCE)[0])
     generator = torch.Generator().manual_seed(probe.seed)
     apart = alone = 0.0
     for _ in range(GAP_PROBES):

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from dynaxx.estimate import Estimate
 
+MOVED = 2.0  # paired standard errors
+MOVED_SHARE = 0.05  # of the value, where its error is not known
+WATCHED = ("dynaxx/trace", "dynaxx/posterior_entropy", "dynaxx/effective_dimension")
+
 
 @dataclass(frozen=True)
 class Look:
@@ -59,6 +63,10 @@ class Look:
             },
             dict(influences),
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``of_influences`` takes, plain enough for a checkpoint; arrays are not in it."""
+        return {"values": {k: float(v) for k, v in self.values.items()}, "influences": dict(self.influences)}
 
     def joined(self, *others: Look) -> Look:
         """This look and others of the same model and probe as one."""
@@ -127,6 +135,17 @@ def since_start(look: Look, start: Look) -> dict[str, Estimate]:
         if name in table and not name.startswith("dynaxx/layer/"):
             out[name.replace("dynaxx/", f"dynaxx/{kind}/", 1)] = table[name]
     return out
+
+
+def moved(look: Look, previous: Look | None) -> bool:
+    """Whether a number by which an adaptive schedule goes has changed beyond its error since the look before."""
+    if previous is None:
+        return True
+    changes = {n: c for n, c in look.change(previous).items() if n in WATCHED}
+    return any(
+        abs(c) > (MOVED * c.stderr if c.stderr >= 0 else MOVED_SHARE * abs(float(look.values[n])))
+        for n, c in changes.items()
+    )
 
 
 def not_finite(tensors: list[Tensor]) -> int:

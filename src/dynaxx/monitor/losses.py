@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -50,6 +51,14 @@ class Losses:
         mean = self._sum / self._count if self._count else None
         self._sum, self._count = 0.0, 0
         return mean
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``mean`` goes by; losses that wait on a device are read before."""
+        return {"sum": self._sum, "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with it."""
+        self._sum, self._count = float(state.get("sum", 0.0)), int(state.get("count", 0))
 
     def _known(self, found: list[tuple[int, float, Any]]) -> list[tuple[int, float, Any]]:
         for step, value, _ in found:

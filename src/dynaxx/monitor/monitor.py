@@ -20,11 +20,14 @@ from dynaxx.model.network import Network
 from dynaxx.model.selection import unwrap
 from dynaxx.monitor import stability
 from dynaxx.monitor.journal import Journal
-from dynaxx.monitor.look import Look, not_finite, since_start
+from dynaxx.monitor.look import Look, moved, not_finite, since_start
 from dynaxx.monitor.losses import Losses
+from dynaxx.monitor.precision import unrounded
 from dynaxx.monitor.presets import PRESETS
 from dynaxx.monitor.schedule import SHARE, schedule
+from dynaxx.monitor.sharded import require_whole
 from dynaxx.monitor.signals import Observation, Signal, default_signals
+from dynaxx.monitor.signals.base import recall, remembered
 from dynaxx.monitor.snapshot import Probe, evaluating
 from dynaxx.monitor.stability import Steps
 from dynaxx.monitor.subject import Subject
@@ -34,13 +37,6 @@ from dynaxx.track.run import Run, ending
 from dynaxx.track.sinks.base import Record, Sink
 
 SMOOTHING = 0.3  # weight of the newest look in the moving average
-MOVED = 2.0  # paired standard errors
-MOVED_SHARE = 0.05  # of the value, where its error is not known
-WATCHED = (
-    "dynaxx/trace",
-    "dynaxx/posterior_entropy",
-    "dynaxx/effective_dimension",
-)  # by these an adaptive schedule goes
 MOST_PAUSE = 64  # looks that are left out after failures in a row
 
 
@@ -53,8 +49,8 @@ class Monitor:
     a ``MonitorWarning`` and an event. Only what is wrong with the arguments raises, before training starts.
 
     Args:
-        model: the module being trained; wrappers of torch.compile and DistributedDataParallel are looked through. In a
-            process group the first rank measures and the others only count.
+        model: the module being trained, whole on every rank; wrappers of torch.compile and DistributedDataParallel are
+            looked through. In a process group the first rank measures and the others only count.
         probe: a ``Probe``, or a batch (then named "probe").
         likelihood: what outputs mean, for a probe that is a batch; default "categorical".
         every: optimizer steps between looks, or "adaptive": as often as ``budget`` allows while things move.
@@ -68,7 +64,8 @@ class Monitor:
         name, project, config: of the run that is started in ``store``.
 
     Raises:
-        InputError: an argument cannot be used; a store that cannot be opened is a StoreError.
+        InputError: an argument cannot be used, such as a model in shards (FSDP).
+        StoreError: the store cannot be opened.
 
     Cost: per step a counter and, where a loss is given, a reference to it. Per look as the preset says; ``history``
         keeps every record, arrays included (32 kB for a spectrum of 4096).
@@ -117,6 +114,7 @@ class Monitor:
         self.model = unwrap(model)
         self.probe = probe if isinstance(probe, Probe) else Probe("probe", probe, likelihood or "categorical")
         self.preset = preset if callable(preset) else choose("preset", preset, PRESETS)
+        require_whole(self.model)
         self._measure = preset if callable(preset) else PRESETS[preset]
         self._schedule = schedule(every, budget)
         self._subject = Subject(
@@ -226,20 +224,21 @@ class Monitor:
         return self._spent / max(time.perf_counter() - self._began, 1e-9)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a training that goes on needs: the count, and the looks that later ones are compared with."""
+        """What a training that goes on needs: the count, what signals remember, and the looks that later ones are
+        compared with. Numbers, text and tensors, so that ``torch.load(weights_only=True)`` reads it.
+        """
+        self._safely("reading losses", lambda: self._told(self.losses.read()))
         looks = {"start": self._start, "previous": self._previous, "smoothed": self._smoothed}
         return {
             "steps": self._steps.done,
             "probe": self.probe.digest,
-            "looks": {
-                name: {"values": {k: float(v) for k, v in look.values.items()}, "influences": dict(look.influences)}
-                for name, look in looks.items()
-                if look is not None
-            },
+            "looks": {name: look.state_dict() for name, look in looks.items() if look is not None},
+            "losses": self.losses.state_dict(),
+            "signals": remembered(self.signals),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another monitor stopped.
+        """Go on where another monitor stopped. Signals that it did not have begin anew.
 
         Raises:
             InputError: that one had another probe.
@@ -253,6 +252,8 @@ class Monitor:
         self._start, self._previous, self._smoothed = (looks.get(k) for k in ("start", "previous", "smoothed"))
         self._steps = Steps(int(state["steps"]))
         self._begun = self._start is not None
+        self.losses.load_state_dict(state.get("losses", {}))
+        recall(self.signals, state.get("signals", []))
 
     def close(self, status: str = "finished") -> None:
         """Read what waits, hand it to store and sinks, remove the hooks. Closing again changes nothing."""
@@ -317,7 +318,8 @@ class Monitor:
         self._told(self.losses.read())
         broken = not_finite(list(self.model.parameters()))
         try:
-            look = Look({"dynaxx/parameters_not_finite": float(broken)}) if broken else self._measure(self._subject)
+            with unrounded(self.model, self.probe):
+                look = Look({"dynaxx/parameters_not_finite": float(broken)}) if broken else self._measure(self._subject)
         except Exception:
             self._failures += 1
             self._pause = min(2**self._failures - 2, MOST_PAUSE)
@@ -330,7 +332,7 @@ class Monitor:
         record = Record(step, time.time(), self._numbers(look, seconds), look.arrays)
         self._journal.record(record)
         self._signal(self._observation(step, look, record.values))
-        self._schedule.looked(step, seconds, self._moved(look))
+        self._schedule.looked(step, seconds, moved(look, self._previous))
         if not broken:
             self._previous = look
             self._smoothed = look if self._smoothed is None else self._smoothed.blended(look, SMOOTHING)
@@ -354,15 +356,6 @@ class Monitor:
         adaptive = any(map(stability.is_adaptive, self.optimizers))
         return Observation(
             step, None, values, look, self._previous, self._smoothed, self._start, self._rate(), self._limit(), adaptive
-        )
-
-    def _moved(self, look: Look) -> bool:
-        if self._previous is None:
-            return True
-        changes = {n: c for n, c in look.change(self._previous).items() if n in WATCHED}
-        return any(
-            abs(c) > (MOVED * c.stderr if c.stderr >= 0 else MOVED_SHARE * abs(float(look.values[n])))
-            for n, c in changes.items()
         )
 
     def _rate(self) -> float | None:

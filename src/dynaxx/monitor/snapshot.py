@@ -19,7 +19,7 @@ from dynaxx.errors import InputError, SizeError, require_memory
 from dynaxx.fisher import fisher
 from dynaxx.likelihoods import Likelihood
 from dynaxx.linalg import quadrature
-from dynaxx.model.data import Data, map_tensors
+from dynaxx.model.data import Data, map_tensors, tensors
 from dynaxx.model.network import Network, Predict
 from dynaxx.operators.base import DENSE_SIZE
 from dynaxx.operators.gram import Gram
@@ -73,6 +73,12 @@ class Probe:
         """Examples."""
         stream = Data(self.batch, torch.device("cpu"), passes="several")
         return sum(batch.count for batch in stream)
+
+    @cached_property
+    def dtypes(self) -> frozenset[torch.dtype]:
+        """Floating dtypes of its tensors."""
+        leaves = [leaf for batch in Data(self.batch, torch.device("cpu")) for leaf in tensors(batch.raw)]
+        return frozenset(leaf.dtype for leaf in leaves if leaf.is_floating_point())
 
     @cached_property
     def digest(self) -> str:

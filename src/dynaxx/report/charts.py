@@ -12,6 +12,8 @@ from dynaxx.report.numerals import number
 
 MOST_POINTS = 4000  # of one curve; a chart is some 600 pixels wide
 MOST_ROWS = 60  # of the table behind a chart
+EXACT = 22  # powers of ten up to this one are doubles without rounding
+POWERS = np.array([float(f"1e{power}") for power in range(EXACT + 1)])
 DEPTH = 1e-4  # how far below its floor a spectrum is drawn: what lies there is rounding, and its depth says nothing
 
 
@@ -97,10 +99,13 @@ def thin(series: Series, most: int = MOST_POINTS) -> Series:
 
 
 def _lines(block: Lines, most: int) -> dict[str, Any]:
-    curves = []
+    curves: list[dict[str, Any]] = []
+    places: dict[bytes, int] = {}
     for series in (thin(each, most) for each in block.series):
         keep = series.x > 0 if block.log_x else np.ones(len(series.x), dtype=bool)
-        curve = {"name": series.name, "x": _column(series.x[keep])}
+        # a curve over the same places as an earlier one has that one's number as its x
+        first = places.setdefault(series.x[keep].tobytes(), len(curves))
+        curve = {"name": series.name, "x": _column(series.x[keep]) if first == len(curves) else first}
         for key in ("y", "low", "high"):
             values = getattr(series, key)
             if values is not None:
@@ -129,13 +134,19 @@ def _drawable(eigenvalues: np.ndarray, floor: float | None) -> np.ndarray:
 
 def _column(values: np.ndarray, positive: bool = False) -> list[float | int | None]:
     """Seven digits are more than a screen shows; whole numbers (steps) stay exact."""
-    out: list[float | int | None] = []
-    for value in values.tolist():
-        if not math.isfinite(value) or (positive and value <= 0):
-            out.append(None)
-        else:
-            out.append(int(value) if value.is_integer() and abs(value) < 2**53 else float(f"{value:.7g}"))
-    return out
+    v = np.asarray(values, dtype=np.float64)
+    finite = np.isfinite(v)
+    size = np.where(finite & (v != 0), np.abs(v), 1.0)
+    places = 6 - np.floor(np.log10(size)).astype(int)
+    up, down = POWERS[np.clip(places, 0, EXACT)], POWERS[np.clip(-places, 0, EXACT)]
+    # a whole number over (or times) an exact power of ten is the double nearest to that decimal, so it prints short
+    out = np.where(finite, np.rint(np.where(finite, v, 0.0) * up / down) / up * down, 0.0).astype(object)
+    for far in np.flatnonzero(finite & (np.abs(places) > EXACT)):
+        out[far] = float(f"{v[far]:.7g}")
+    whole = finite & (size < 2**53) & (v == np.rint(v))
+    out[whole] = v[whole].astype(np.int64)
+    out[~finite | (positive & (v <= 0))] = None
+    return list(out.tolist())
 
 
 def _by_index(eigenvalues: np.ndarray) -> dict[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dynaxx.errors import InputError, SizeError, bytes_as_text, choose
 from dynaxx.track import schema
 from dynaxx.track.names import check_name
-from dynaxx.track.records import LARGEST_BLOB, as_json, encode_array, encode_baseline, encode_number
+from dynaxx.track.records import LARGEST_BLOB, Alert, as_json, encode_array, encode_baseline, encode_number
 from dynaxx.track.writer import Change, Metrics, Row, Writer
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ ENDINGS = ("finished", "failed", "interrupted")
 
 
 class Run:
-    """One run, open for writing; made by :meth:`dynaxx.track.Store.run`.
+    """One run, open for writing; made by :meth:`dynaxx.track.Store.run`, or gone on with by its ``resume``.
 
     As a context manager it ends itself: "failed" after an exception, "interrupted" after Ctrl-C, else "finished", and
     what was logged is on disk either way. Logging returns at once; what the disk refuses waits in memory and never
@@ -46,7 +46,14 @@ class Run:
         self.status = "running"
         self._writer = writer
         self._step = -1
+        self._said: set[tuple[Any, ...]] = set()  # alerts of an earlier process
         self._pid = os.getpid()
+
+    def after(self, step: int, alerts: Iterable[Alert]) -> Run:
+        """Go on behind this step, without repeating these alerts; for :meth:`dynaxx.track.Store.resume`."""
+        self._step = int(step)
+        self._said = {(each.step, each.level, each.title, each.text, each.rule) for each in alerts}
+        return self
 
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
         """Record numbers. The last value for a (name, step) counts.
@@ -108,6 +115,8 @@ class Run:
             "text": _plain(text),
             "rule": None if rule is None else _plain(rule)[:250],
         }
+        if tuple(row[key] for key in ("step", "level", "title", "text", "rule")) in self._said:
+            return
         self._writer.put(Row(schema.alert, row))
         self._writer.hurry()
 

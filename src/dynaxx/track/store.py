@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert
+from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from dynaxx.track import schema
@@ -99,9 +99,41 @@ class Store(Reader):
                 upsert(connection, schema.tag, [{"run_id": run_id, "name": word} for word in words])
         except SQLAlchemyError as error:
             raise StoreError(f"cannot start a run in {self.location!r}: {explain(error)}") from error
-        self._writer.runs.add(run_id)
+        return self._opened(Run(self, self._writer, run_id, name, project))
+
+    def resume(self, run_id: int) -> Run:
+        """Go on with a run that has ended, or whose process is gone.
+
+        What is logged again takes the place of what was there, and an alert that is there (one step, the same words) is
+        not repeated, so work done again after a crash leaves no trace of it.
+
+        Raises:
+            StoreError: there is no such run, it is still running, or the store cannot be written.
+
+        >>> with Store("sqlite://") as store:
+        ...     with store.run("one") as run:
+        ...         run.log({"loss": 0.5}, step=1)
+        ...     with store.resume(run.id) as again:
+        ...         again.log({"loss": 0.4})
+        ...     len(store.runs()), store.metrics(run.id, "loss").steps.tolist()
+        (1, [1, 2])
+        """
+        self._require_writable("go on with a run")
+        info = self.info(run_id)
+        if info.status == "running":
+            raise StoreError(f"run {run_id} ({info.name!r}) is still running; end it before going on with it")
+        values = {"status": "running", "ended": None, "heartbeat": time.time(), "host": host(), "pid": os.getpid()}
+        with self._changing(f"go on with run {run_id}") as connection:
+            connection.execute(update(schema.run).where(schema.run.c.id == run_id).values(**values))
+            steps = select(func.max(schema.metric.c.step)).where(schema.metric.c.run_id == run_id)
+            last = connection.execute(steps).scalar()
+        run = Run(self, self._writer, run_id, info.name, info.project)
+        return self._opened(run.after(-1 if last is None else last, self.alerts(run_id)))
+
+    def _opened(self, run: Run) -> Run:
+        self._writer.runs.add(run.id)
         _ACTIVE.add(self)
-        self._open[run_id] = run = Run(self, self._writer, run_id, name, project)
+        self._open[run.id] = run
         return run
 
     def forget(self, run: Run) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -73,7 +74,8 @@ class Signal:
     """Fires when its statistic has stood at or beyond ``threshold`` on ``patience`` observations in a row.
 
     It fires once: again only after the statistic has come back to ``release`` and ``cooldown`` steps have gone by.
-    Observations that do not have what a signal needs are passed over. Subclasses give ``statistic``.
+    Observations that do not have what a signal needs are passed over. Subclasses give ``statistic``, and name in
+    ``remembers`` what that keeps from one observation to the next, so that a training can go on where it was killed.
 
     Args:
         threshold: see the subclass for what is compared with it.
@@ -89,6 +91,8 @@ class Signal:
 
     name: ClassVar[str] = "signal"
     default_level: ClassVar[str] = "warning"
+    remembers: ClassVar[tuple[str, ...]] = ("active", "_streak", "_fired")
+    """Attributes for a checkpoint: numbers, None, and lists or deques of such."""
 
     def __init__(
         self,
@@ -134,6 +138,22 @@ class Signal:
         self.active, self._streak, self._fired = True, 0, seen.step
         return Alarm(self.name, seen.step, value, self.threshold, self.text or self._plain(value), self.level)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, as ``torch.load(weights_only=True)`` can read it."""
+        held = {name: getattr(self, name) for name in self.remembers}
+        return {name: list(value) if isinstance(value, (list, deque)) else value for name, value in held.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with it."""
+        for name in self.remembers:
+            if name not in state:
+                continue
+            now = getattr(self, name)
+            if isinstance(now, deque):
+                setattr(self, name, deque(state[name], now.maxlen))
+            else:
+                setattr(self, name, list(state[name]) if isinstance(now, list) else state[name])
+
     def _plain(self, value: float) -> str:
         return f"{self.name} is {value:.4g}, threshold {self.threshold:.4g}"
 
@@ -141,3 +161,26 @@ class Signal:
         return (
             f"{type(self).__name__}(threshold={self.threshold:g}, release={self.release:g}, patience={self.patience})"
         )
+
+
+def remembered(signals: Iterable[Signal]) -> list[dict[str, Any]]:
+    """What each remembers, in order."""
+    return [{"kind": _kind(signal), "state": signal.state_dict()} for signal in signals]
+
+
+def recall(signals: Iterable[Signal], states: Iterable[Mapping[str, Any]]) -> None:
+    """Give it back, the n-th of a kind to the n-th of that kind; a signal that was not there begins anew."""
+    held: dict[tuple[str, int], Any] = {}
+    count: Counter[str] = Counter()
+    for each in states:
+        held[each["kind"], count[each["kind"]]] = each["state"]
+        count[each["kind"]] += 1
+    count.clear()
+    for signal in signals:
+        kind = _kind(signal)
+        signal.load_state_dict(held.get((kind, count[kind]), {}))
+        count[kind] += 1
+
+
+def _kind(signal: Signal) -> str:
+    return f"{type(signal).__name__} {signal.name}"

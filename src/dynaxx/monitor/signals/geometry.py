@@ -31,6 +31,7 @@ class Change(Signal):
     """
 
     name = "change"
+    remembers = (*Signal.remembers, "_validation")
 
     def __init__(
         self,

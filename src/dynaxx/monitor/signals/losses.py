@@ -14,7 +14,8 @@ from dynaxx.monitor.signals.base import Observation, Signal
 class NotFinite(Signal):
     """A loss, a parameter or a measured number is NaN or infinite.
 
-    The statistic is the number of such numbers. Parameters are looked at with each look, the loss at each step.
+    The statistic is the number of such numbers. Parameters are looked at with each look, the loss at each step; the
+    mean loss between looks is left out, for it is not finite long after the one that made it so.
     """
 
     name = "not finite"
@@ -25,7 +26,8 @@ class NotFinite(Signal):
 
     def statistic(self, seen: Observation) -> float | None:
         """How many."""
-        bad = [name for name, value in seen.values.items() if not math.isfinite(float(value))]
+        values = {name: float(value) for name, value in seen.values.items() if name != "dynaxx/train_loss"}
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
         if seen.loss is not None and not math.isfinite(seen.loss):
             bad.append("loss")
         broken = seen.values.get("dynaxx/parameters_not_finite", 0.0)
@@ -49,6 +51,7 @@ class Divergence(Signal):
 
     name = "divergence"
     default_level = "error"
+    remembers = (*Signal.remembers, "_first", "_mean", "_best", "_start")
 
     def __init__(self, span: int = 20, **options: Any) -> None:
         super().__init__(**{"threshold": 1.0, "release": 0.5, "patience": 5, **options})
@@ -83,6 +86,7 @@ class LossSpike(Signal):
     """One step's loss stands far out of those before it: (loss - median) / (1.4826 MAD), over ``window`` steps."""
 
     name = "loss spike"
+    remembers = (*Signal.remembers, "_window")
 
     def __init__(self, window: int = 100, **options: Any) -> None:
         super().__init__(**{"threshold": 12.0, "release": 4.0, "cooldown": window, **options})
@@ -118,6 +122,7 @@ class LossShift(Signal):
     """
 
     name = "loss shift"
+    remembers = (*Signal.remembers, "_held")
 
     def __init__(self, window: int = 50, **options: Any) -> None:
         super().__init__(**{"threshold": 6.0, "release": 2.0, "cooldown": 2 * window, "patience": 3, **options})
@@ -154,6 +159,7 @@ class ValidationSlope(Signal):
     """
 
     name = "validation slope"
+    remembers = (*Signal.remembers, "_held")
 
     def __init__(self, metric: str = "dynaxx/probe_loss", points: int = 8, **options: Any) -> None:
         super().__init__(**{"threshold": 5.0, "release": 0.0, "patience": 2, **options})

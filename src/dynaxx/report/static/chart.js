@@ -90,7 +90,15 @@ const dynaxxChart = (() => {
       }
       curve.main = add(curve.y, main);
     });
-    return { data: tables.length ? uPlot.join(tables) : [[]], series, bands, owners };
+    return { data: joined(tables), series, bands, owners };
+  }
+
+  /* One table of all: places of any curve, then a column for each. Curves over the same places need no joining, which
+     for a hundred thousand values would take longer than drawing them. */
+  function joined(tables) {
+    if (!tables.length) return [[]];
+    const [places] = tables[0];
+    return tables.every(([x]) => x === places) ? [places, ...tables.map(([, y]) => y)] : uPlot.join(tables);
   }
 
   /* A value between two gaps has no line through it, so it gets a point whatever the density. */
@@ -248,6 +256,7 @@ const dynaxxChart = (() => {
      the horizontal stretch by hand; both are null when it is the whole again. */
   function draw(holder, chart, { onZoom, anew = false } = {}) {
     const colours = theme();
+    for (const curve of chart.curves) if (typeof curve.x === "number") curve.x = chart.curves[curve.x].x;
     const { data, series, bands, owners } = columns(chart, colours);
     const made = shape(chart, series);
     if (holder.plot && !anew && holder.state.made === made) {
