@@ -71,16 +71,29 @@ class InnerProducts:
             batches, firsts, sizes = [_joined(batches, 1)], firsts[:1], [(sum(n for n, _ in sizes), columns)]
         count = sum(n for n, _ in sizes)
         require_gram(count * columns, self.dtype)
+        if len(batches) == 1:
+            block = self._block(batches[0], batches[0])
+            if block is not None:
+                return block.permute(1, 0, 3, 2).reshape(count * columns, -1)
         total = torch.zeros(count, columns, count, columns, dtype=self.dtype, device=self.device)
         for i, (first, (n, k)) in enumerate(zip(firsts, sizes, strict=True)):
             for j in range(i, len(firsts)):
                 second, (m, l) = firsts[j], sizes[j]
-                for name in batches[i].keys() & batches[j].keys():
-                    block = inner(batches[i][name], batches[j][name], self.dtype)
-                    total[first : first + n, :k, second : second + m, :l] += block.permute(1, 0, 3, 2)
-                    if i != j:
-                        total[second : second + m, :l, first : first + n, :k] += block.permute(3, 2, 1, 0)
+                block = self._block(batches[i], batches[j])
+                if block is None:
+                    continue
+                total[first : first + n, :k, second : second + m, :l] = block.permute(1, 0, 3, 2)
+                if i != j:
+                    total[second : second + m, :l, first : first + n, :k] = block.permute(3, 2, 1, 0)
         return total.view(count * columns, -1)
+
+    def _block(self, left: Uses, right: Uses) -> Tensor | None:
+        """Inner products of two batches' gradients over all parameters, (K, N, L, M); None where they share none."""
+        total: Tensor | None = None
+        for name in [name for name in left if name in right]:  # in one order: sums of floats depend on it
+            block = inner(left[name], right[name], self.dtype)
+            total = block if total is None else total.add_(block)
+        return total
 
 
 class GramCollector:

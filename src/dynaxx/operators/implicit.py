@@ -82,7 +82,7 @@ class Implicit(Operator):
     @cached_property
     def _inner_products(self) -> Tensor | None:
         found = self.source.inner_products()
-        return None if found is None else found / self.count
+        return None if found is None else found.div_(self.count)
 
     @property
     def _few_rows(self) -> bool:

@@ -146,10 +146,11 @@ def products(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tens
         symmetric = left is right
         wide = left.to(dtype)
         other = wide if symmetric else right.to(dtype)
-        total = wide.new_zeros(len(wide), len(other)) if total is None else total
+        beta = 0 if total is None else 1  # with 0 what was there is not read
+        total = wide.new_empty(len(wide), len(other)) if total is None else total
         for i in range(0, len(other), TILE):
             low = i if symmetric else 0
-            total[low:, i : i + TILE].addmm_(wide[low:], other[i : i + TILE].T)
+            total[low:, i : i + TILE].addmm_(wide[low:], other[i : i + TILE].T, beta=beta)
     assert total is not None
     for i in range(TILE, len(total) if symmetric else 0, TILE):
         total[i - TILE : i, i:] = total[i:, i - TILE : i].T
