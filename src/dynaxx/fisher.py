@@ -96,7 +96,8 @@ def fisher(
             beside "implicit", which makes its passes later.
 
     Returns:
-        An Operator, or a tuple of them; a pair with the gradient if that is wanted. See its verbs: ``F @ v``, ``solve``, ``eigh``, ``trace``, ``spectrum``, ...
+        An Operator, or a tuple of them; a pair with the gradient if that is wanted. See its verbs: ``F @ v``,
+        ``solve``, ``eigh``, ``trace``, ``spectrum``, ...
 
     Raises:
         InputError: anything about model, data or options that would make the answer wrong. SizeError: a form that
@@ -171,7 +172,9 @@ def fisher(
         )
     slopes = LossGradient(network) if gradient else None
     if collectors:
-        made |= dict(zip(collectors, sweeper.run(list(collectors.values()), slopes.add if slopes else None), strict=True))
+        made |= dict(
+            zip(collectors, sweeper.run(list(collectors.values()), slopes.add if slopes else None), strict=True)
+        )
     sampled = made.get("diagonal")
     if isinstance(sampled, Diagonal) and chosen.samples:
         sampled.stderr = partial(diagonal_stderr, sweeper, head=head == "exact")

@@ -169,7 +169,10 @@ class Hessian(Operator):
             list(self.layout.unravel(v).values()) for v in vectors.T.contiguous()
         ]  # strided ones trip weight_norm's second derivative
         with self.network.guarded(twice=True):
-            totals, started = torch.empty(vectors.shape[1], self.layout.size, dtype=self.dtype, device=self.device), False
+            totals, started = (
+                torch.empty(vectors.shape[1], self.layout.size, dtype=self.dtype, device=self.device),
+                False,
+            )
             for _, gradients in self._gradients():
                 live = [i for i, g in enumerate(gradients) if g.requires_grad]
                 if not live:  # a loss linear in the parameters
