@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from workloads import Block, cnn
 
 import dynaxx
+from dynaxx.linalg import quadrature
 
 Made = tuple[nn.Module, Tensor]
 SAMPLED = ("diagonal", "trace", "kfac")
+PRUNING = ("magnitude", "obd", "obs32")
+PRODUCTS = 4  # of the 512 that a snapshot of so large a model takes
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,6 @@ def sampled(model: nn.Module, x: Tensor, form: str) -> Any:
     return dynaxx.fisher(model, x, form=form, estimator="monte_carlo")
 
 
-def snapshot(model: nn.Module, x: Tensor) -> Any:
-    from dynaxx.monitor.snapshot import Probe
-    from dynaxx.monitor.snapshot import snapshot as look
-
-    return look(model, Probe("scale", x))
-
-
 def economy(model: nn.Module, x: Tensor) -> Any:
     """The cheapest preset of the monitor."""
     from dynaxx.monitor.monitor import Monitor
@@ -96,14 +92,26 @@ def economy(model: nn.Module, x: Tensor) -> Any:
         return monitor.measure(0)
 
 
+def quadrature_start(model: nn.Module, x: Tensor) -> Any:
+    """The first of a snapshot's products; its 8 probes of 64 steps come one after another and hold no more."""
+    return quadrature(dynaxx.fisher(model, x), probes=1, steps=PRODUCTS, reorthogonalise=False)
+
+
+def pruned(model: nn.Module, x: Tensor, criterion: str, **options: Any) -> Any:
+    return dynaxx.prune(model, x, sparsity=0.9, criterion=criterion, **options)
+
+
 QUANTITIES: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "diagonal": lambda model, x: sampled(model, x, "diagonal"),
     "trace": lambda model, x: sampled(model, x, "implicit").trace(),
     "kfac": lambda model, x: sampled(model, x, "kfac"),
     "diagonal_exact": lambda model, x: dynaxx.fisher(model, x, form="diagonal"),
-    "snapshot": snapshot,
+    "snapshot": quadrature_start,
     "economy": economy,
     "gram": lambda model, x: sampled(model, x, "gram").spectrum(),
+    "magnitude": lambda model, x: pruned(model, x, "magnitude"),
+    "obd": lambda model, x: pruned(model, x, "obd", estimator="monte_carlo"),
+    "obs32": lambda model, x: pruned(model, x, "obs", curvature="block", block=32),
 }
 
 AXES = {
@@ -121,5 +129,5 @@ AXES = {
     "images": Axis(
         "images (CNN)", (128,), lambda n: (cnn().eval(), torch.randn(n, 3, 32, 32)), (*SAMPLED, "diagonal_exact"), 2
     ),
-    "large": Axis("million parameters", (110,), large, (*SAMPLED, "snapshot", "economy", "gram"), 1),
+    "large": Axis("million parameters", (110,), large, (*SAMPLED, "snapshot", "economy", "gram", *PRUNING), 1),
 }  # fmt: skip

@@ -11,6 +11,7 @@ from dynaxx.compress.curvature.blocks import Blocks
 from dynaxx.compress.curvature.build import measure
 from dynaxx.compress.curvature.diagonal import Diagonal
 from dynaxx.compress.curvature.kronecker import Kronecker
+from dynaxx.compress.curvature.rebuilt import Rebuilt
 from dynaxx.compress.curvature.rows import Rows
 from dynaxx.layout import Layout
 from dynaxx.operators.kronecker import EigenKronecker
@@ -113,7 +114,7 @@ def test_rows_and_whole_blocks_are_the_dense_fisher_matrix(net, batches):
     options = {"estimator": "exact"}
     root = measure("rows", model, data, NAMES, **options)
     torch.testing.assert_close(root.curvature.root.T @ root.curvature.root, F, rtol=1e-10, atol=1e-14)
-    assert (root.count, root.chosen.tolist()) == (14, list(range(len(F))))
+    assert (root.count, torch.arange(len(F))[root.chosen].tolist()) == (14, list(range(len(F))))
     torch.testing.assert_close(
         root.curvature.damped(1e-3).inverse_diagonal(),
         torch.linalg.inv(F + 1e-3 * torch.eye(len(F), dtype=torch.float64)).diagonal(),
@@ -141,6 +142,54 @@ def test_only_what_is_left_is_measured(net, kind):
     expected = torch.zeros(47, dtype=torch.float64)
     expected[whole.chosen] = whole.curvature.product(v[whole.chosen])
     torch.testing.assert_close(part.curvature.product(v[part.chosen]), expected[part.chosen], rtol=1e-9, atol=1e-12)
+
+
+ROOM = 2400.0  # bytes, of which half are allowed: room for the largest parameter's blocks of 5, not for all
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compensation": "none"},
+        {"steps": 3},
+        {"damping": "auto"},
+        {"criterion": "magnitude", "compensation": "obs"},
+    ],
+)
+def test_blocks_that_do_not_fit_are_made_again_and_say_the_same(net, options, monkeypatch):
+    model, x = net
+    options = {"criterion": "obs", "curvature": "block", "block": 5, "sparsity": 0.6, "seed": 3} | options
+    data = list(x.split(5))
+    held = dynaxx.prune(model, data, **options)
+    assert not isinstance(measure("block", model, data, NAMES, block=5).curvature.parts[0], Rebuilt)
+    monkeypatch.setattr("dynaxx.errors._free_memory", lambda: ROOM)
+    parts = measure("block", model, data, NAMES, block=5).curvature.parts
+    assert [(type(part), part.size) for part in parts] == [(Rebuilt, 20), (Rebuilt, 24), (Rebuilt, 3)]
+    model.append(nn.Dropout(0.5)).train()  # whoever asks, the model is looked at in evaluation mode
+    again = dynaxx.prune(model, data, **options)
+    assert model.training
+    assert again.predicted == held.predicted
+    assert again.report["damping"] == held.report["damping"]
+    for one, other in (
+        (held.masks, again.masks),
+        (held.scores, again.scores),
+        (held.weights or {}, again.weights or {}),
+    ):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_what_is_made_again_wants_the_same_model_and_data_that_can_be_read_again(net, monkeypatch):
+    model, x = net
+    monkeypatch.setattr("dynaxx.errors._free_memory", lambda: ROOM)
+    with pytest.raises(dynaxx.InputError, match="read once"):
+        measure("block", model, iter([x]), NAMES, block=5)
+    curvature = measure("block", model, x, NAMES, block=5).curvature.damped(0.1)
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    with pytest.raises(dynaxx.InputError, match="parameters have changed"):
+        curvature.inverse_diagonal()
 
 
 def test_kfac_curvature_is_the_operator(net):

@@ -44,6 +44,33 @@ def test_a_summary_counts_what_is_near(scale):
     assert "50 to 200 MB: 1 of 1" in text
 
 
+def test_growth_is_the_middle_one_of_several_processes(scale, monkeypatch):
+    """Each of them its own; a process that fails leaves the others."""
+    growths = iter([3e8, {"failed": "out of memory"}, 4e8])
+
+    def spawn(function, cell):
+        growth = next(growths)
+        if isinstance(growth, dict):
+            return growth
+        rest = {"cost": 2.0, "q0": 1.0, "predicted": 3.3e8, "live": 2e8, "stopped": "", "parameters": 10**6}
+        return {"growth": growth} | (rest if function is scale.measure else {})
+
+    monkeypatch.setattr(scale, "spawn", spawn)
+    cell = ("large", 110, "diagonal")
+    record = {"axis": "large", "value": 110, "quantity": "diagonal"} | scale.repeated(cell, 3)
+    assert (record["growth"], record["growths"]) == (3e8, [3e8, 4e8])
+    assert "| 300 MB (300 to 400) | 330 MB | 1.10 |" in scale.rows({"cells": {"": record}}, ["large"])[-1]
+
+
+def test_pruning_of_the_large_model_is_a_cell(scale):
+    from scale_models import QUANTITIES, large
+
+    result = QUANTITIES["obs32"](*large(1))
+    assert result.sparsity == pytest.approx(0.9, abs=1e-3)
+    assert result.weights is not None
+    assert {("large", 110, quantity) for quantity in ("magnitude", "obd", "obs32")} <= set(scale.cells())
+
+
 def test_cells_stay_within_what_each_quantity_allows(scale):
     cells = scale.cells()
     assert len(cells) == len(set(cells))

@@ -104,7 +104,9 @@ class Sweeper:
         size = max(1, limit // max(1, tape.entries * tape.output.z.element_size()))
         return (estimator or self.estimator).chunks(tape.output, keys, size)
 
-    def run(self, collectors: Sequence[Collector], each: Callable[[Tape, Tensor], None] | None = None) -> list[Operator]:
+    def run(
+        self, collectors: Sequence[Collector], each: Callable[[Tape, Tensor], None] | None = None
+    ) -> list[Operator]:
         """One sweep, one operator per collector; ``each`` is called once with every tape and its example indices."""
         count, first = 0, None
         streams = all(getattr(collector, "streams", False) for collector in collectors)

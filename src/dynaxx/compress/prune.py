@@ -85,7 +85,9 @@ def prune(
 
     Cost per step: magnitude and random none; obd, fisher one sweep over the data; dense 24 p^2 bytes and p^3
     operations; rows 4 m p bytes and m^2 p operations for m rows (times 1 + the five dampings of "auto"); block
-    4 p block bytes and p (m block + block^2) operations; kfac two factors per layer, and conjugate gradients.
+    4 p block bytes and p (m block + block^2) operations, and where that is more than half of the free memory, the
+    blocks of the largest parameter and some twenty sweeps instead of one, with the same result; kfac two factors per
+    layer, and conjugate gradients.
 
     Source: LeCun, Denker & Solla 1989 (obd); Hassibi & Stork 1992 (obs); Singh & Alistarh 2020, Kurtic et al. 2022
     (blocks of the inverse, joint groups); Zhu & Gupta 2017 (schedule).

@@ -78,9 +78,9 @@ def estimate_memory(
     """Predict the peak memory of ``dynaxx.fisher(model, data, **options)``, or of any call, before it runs.
 
     The call is run on tensors that have shapes and no storage, and every allocation is noted with its end. So it is
-    the engine itself that is asked, chunk sizes and all, and the model is not touched. Of 15 calls that took 200 MB or
-    more, 11 were predicted within 20 % and all within 28 % (docs/scale-limits.md); small ones are off by more. The
-    interpreter's and torch's own memory (about 0.4 GB) and what libraries take inside an operation are not in it.
+    the engine itself that is asked, chunk sizes and all, and the model is not touched. The 16 calls that took 200 MB or
+    more in docs/scale-limits.md were predicted within 20 %; small ones are off by more. The interpreter's and torch's
+    own memory (about 0.4 GB) and what libraries take inside an operation are not in it.
 
     Args:
         model: any module whose forward pass does not read values to choose shapes.
@@ -98,7 +98,7 @@ def estimate_memory(
         InputError: what the call would raise, SizeError among it; options given beside ``call``; or the model cannot
             be run without numbers.
 
-    Cost: no arithmetic; 1.5 to 16 s of one core in the cells of benchmarks/scale.py, 2.0 s at the median. Memory: no
+    Cost: no arithmetic; 1.4 to 36 s of one core in the cells of benchmarks/scale.py, 2.1 s at the median. Memory: no
         tensor.
 
     Source: torch's fake tensors; the idea of a dry run is that of accelerate's ``estimate-memory``.

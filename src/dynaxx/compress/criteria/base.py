@@ -42,8 +42,8 @@ class Saliency:
         count: examples behind the curvature or the gradients, 0 where none was needed.
         curvature: H = F + damping I of the coordinates ``chosen``, or None.
         layout: of all parameters the curvature speaks of.
-        chosen: (s,) indices of its coordinates.
-        values: (s,) their values, float64.
+        chosen: (s,) indices of its coordinates, or a slice.
+        values: (s,) their values.
         compensates: whether the weights that stay move to the constrained optimum.
     """
 
@@ -53,7 +53,7 @@ class Saliency:
     count: int = 0
     curvature: Curvature | None = None
     layout: Layout | None = None
-    chosen: Tensor | None = None
+    chosen: Tensor | slice | None = None
     values: Tensor | None = None
     compensates: bool = False
 
@@ -77,16 +77,21 @@ class Saliency:
             for name, shape in self.layout.shapes.items()
         }
         dropped = self.layout.ravel(gone)[self.chosen]
-        change = self.curvature.change(self.values, dropped) if self.compensates else -self.values * dropped
-        shares = torch.zeros(self.layout.size, dtype=torch.float64, device=self.layout.device)
-        shares[self.chosen] = 0.5 * change * self.curvature.product(change)
-        predicted = {name: float(share.sum()) for name, share in self.layout.unravel(shares).items()}
+        change, shares = self.curvature.outcome(self.values, dropped, self.compensates)
+        predicted = {name: float(share.sum()) for name, share in self.by_name(shares).items()}
         if not self.compensates:
             return Consequence(None, {name: predicted[name] for name in masks})
-        moved = torch.zeros(self.layout.size, dtype=torch.float64, device=self.layout.device)
-        moved[self.chosen] = torch.where(dropped, 0.0, self.values + change)
-        weights = {name: value.to(self.layout.dtype) for name, value in self.layout.unravel(moved).items()}
-        return Consequence(weights, predicted)
+        moved = change.add_(self.values).masked_fill_(dropped, 0.0).to(self.layout.dtype)
+        return Consequence(self.by_name(moved), predicted)
+
+    def by_name(self, entries: Tensor) -> dict[str, Tensor]:
+        """Numbers of the curvature's coordinates as tensors of the parameters' shapes; what has gone before has 0."""
+        assert self.layout is not None
+        if isinstance(self.chosen, slice):
+            return self.layout.unravel(entries)
+        spread = entries.new_zeros(self.layout.size)
+        spread[self.chosen] = entries
+        return self.layout.unravel(spread)
 
 
 def prunable_parameters(model: nn.Module, params: Selector = None) -> dict[str, nn.Parameter]:
@@ -120,13 +125,12 @@ def movable_names(model: nn.Module, prunable: dict[str, nn.Parameter]) -> list[s
 
 def inverse_scores(curvature: Curvature, values: Tensor) -> Tensor:
     """w_i^2 / (2 [H^{-1}]_ii), what the loss rises by when weight i alone goes and the rest makes up."""
-    return values.square() / (2 * curvature.inverse_diagonal())
+    twice = curvature.inverse_diagonal().mul_(2)
+    return values.double().square().div_(twice)
 
 
 def scores_by_name(found: Saliency, prunable: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """Scores of a saliency's own curvature, spread over the parameters; what has gone before scores 0."""
-    assert found.curvature is not None and found.layout is not None  # noqa: PT018
-    assert found.chosen is not None and found.values is not None  # noqa: PT018
-    spread = torch.zeros(found.layout.size, dtype=torch.float64, device=found.layout.device)
-    spread[found.chosen] = inverse_scores(found.curvature, found.values)
-    return {name: value for name, value in found.layout.unravel(spread).items() if name in prunable}
+    assert found.curvature is not None and found.values is not None  # noqa: PT018
+    scores = found.by_name(inverse_scores(found.curvature, found.values))
+    return {name: value for name, value in scores.items() if name in prunable}

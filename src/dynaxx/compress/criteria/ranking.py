@@ -97,11 +97,11 @@ def saliency(
         kind = (curvature or default_kind(model, names)) if coupled else "diagonal"
         measured = measure(kind, unwrap(model), data, names, live=live, block=block, **sampled)
         parameters = dict(unwrap(model).named_parameters())
-        # gathered one by one: at a hundred million weights a float64 copy of all is what there is least room for
+        # in the model's dtype: at a hundred million weights a float64 copy of all is what there is least room for
         flat = torch.cat([parameters[name].detach().flatten() for name in measured.layout.names])
         found = replace(
             found, count=measured.count, layout=measured.layout, chosen=measured.chosen,
-            curvature=measured.curvature, values=flat[measured.chosen].double(), compensates=compensation == "obs",
+            curvature=measured.curvature, values=flat[measured.chosen], compensates=compensation == "obs",
         )  # fmt: skip
         found = damped(found, _damping(damping, found) if coupled else damping or 0.0, prunable)
     if criterion not in ("obs", "obd"):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 Self = TypeVar("Self", bound="Curvature")
@@ -52,10 +51,19 @@ class Curvature:
         the same as -H^{-1}[:, Q] (H^{-1}[Q, Q])^{-1} w_Q.
 
         Args:
-            values: (s,) the weights, float64.
+            values: (s,) the weights.
             dropped: (s,) boolean.
         """
         raise NotImplementedError
+
+    def outcome(self, values: Tensor, dropped: Tensor, compensates: bool) -> tuple[Tensor, Tensor]:
+        """The change dw that removes the dropped weights, and 1/2 dw_i (H dw)_i, float64.
+
+        Args:
+            compensates: whether the others make up for it (``change``) or stay.
+        """
+        change = self.change(values, dropped) if compensates else -values.double() * dropped
+        return change, self.product(change).mul_(change).mul_(0.5)
 
 
 class Parts(Curvature):
@@ -75,17 +83,29 @@ class Parts(Curvature):
 
     def product(self, vector: Tensor) -> Tensor:
         """Part by part."""
-        return self._each(lambda part, v: part.product(v), vector)
+        return self._each(lambda part, v: [part.product(v)], vector)[0]
 
     def inverse_diagonal(self) -> Tensor:
         """Part by part."""
-        return torch.cat([part.inverse_diagonal() for part in self.parts])
+        return self._each(lambda part: [part.inverse_diagonal()])[0]
 
     def change(self, values: Tensor, dropped: Tensor) -> Tensor:
         """Part by part: nothing couples them."""
-        return self._each(lambda part, w, gone: part.change(w, gone), values, dropped)
+        return self._each(lambda part, w, gone: [part.change(w, gone)], values, dropped)[0]
 
-    def _each(self, function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
-        sizes = [part.size for part in self.parts]
-        pieces = zip(self.parts, *(vector.split(sizes) for vector in vectors), strict=True)
-        return torch.cat([function(part, *piece) for part, *piece in pieces])
+    def outcome(self, values: Tensor, dropped: Tensor, compensates: bool) -> tuple[Tensor, Tensor]:
+        """Part by part."""
+        change, shares = self._each(lambda part, w, gone: part.outcome(w, gone, compensates), values, dropped)
+        return change, shares
+
+    def _each(self, function: Callable[..., Sequence[Tensor]], *vectors: Tensor) -> list[Tensor]:
+        """Answers written where they belong: a list of them would be there beside the whole."""
+        start, whole = 0, list[Tensor]()
+        for part in self.parts:
+            stop = start + part.size
+            found = function(part, *(vector[start:stop] for vector in vectors))
+            whole = whole or [answer.new_empty(self.size) for answer in found]
+            for out, answer in zip(whole, found, strict=True):
+                out[start:stop] = answer
+            start = stop
+        return whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from dynaxx import estimators, likelihoods
-from dynaxx.assembly.rows import BlockSums, Chosen, RowStore, gather_rows
+from dynaxx.assembly.rows import BlockSums, Chosen, RowStore, chosen_sizes, gather_rows
 from dynaxx.assembly.sweep import Sweeper
 from dynaxx.compress.curvature.base import Curvature, Parts
 from dynaxx.compress.curvature.blocks import Blocks
 from dynaxx.compress.curvature.diagonal import Diagonal
 from dynaxx.compress.curvature.kronecker import Kronecker
+from dynaxx.compress.curvature.rebuilt import Rebuilt, grouped
 from dynaxx.compress.curvature.rows import Rows
-from dynaxx.errors import choose, require_memory
+from dynaxx.errors import SizeError, choose, require_memory
 from dynaxx.fisher import fisher
 from dynaxx.layout import Layout
 from dynaxx.model.data import Data
 from dynaxx.model.network import Network
+from dynaxx.monitor.snapshot import evaluating
 from dynaxx.operators.block import BlockDiagonal
 from dynaxx.operators.diagonal import Diagonal as DiagonalOperator
 from dynaxx.operators.kronecker import EigenKronecker
@@ -39,13 +41,13 @@ class Measured:
     Args:
         curvature: on the coordinates that are still there.
         layout: of all parameters, those that may move included.
-        chosen: (s,) indices of the coordinates in the layout.
+        chosen: (s,) indices of the coordinates in the layout; a slice where that is all of it.
         count: examples behind it.
     """
 
     curvature: Curvature
     layout: Layout
-    chosen: Tensor
+    chosen: Tensor | slice
     count: int
 
 
@@ -72,7 +74,9 @@ def measure(
 
         dense      the whole matrix, every pair of weights coupled; 24 p^2 bytes
         rows       the whole matrix from m gradient rows; 4 m p bytes
-        block      ``block`` consecutive weights of a parameter coupled; 4 p block bytes
+        block      ``block`` consecutive weights of a parameter coupled; 4 p block bytes, or, where these would take
+                   more than half of the free memory, those of the largest parameter (of an eighth of all at least),
+                   with a sweep over the data for each such group whenever the curvature is asked something
         kfac, ekfac    a layer's weights coupled by a Kronecker product
         diagonal   none coupled
 
@@ -95,14 +99,14 @@ def measure(
         return _gathered(kind, model, data, live or {}, block, options)
     operator = fisher(model, data, form=kind, **options)
     layout = operator.layout
-    chosen = _indices(layout, live or {})
-    whole = torch.cat(_offsets(layout, chosen))
+    whole = _places(layout, _indices(layout, live or {}))
     curvature: Curvature
     if kind == "diagonal":
         curvature = Diagonal(operator.diagonal()[whole])
     elif kind == "dense":
         matrix = operator.matrix
-        curvature = Blocks((matrix if len(whole) == len(matrix) else matrix[whole[:, None], whole])[None], len(whole))
+        kept = matrix if isinstance(whole, slice) else matrix[whole[:, None], whole]
+        curvature = Blocks(kept[None], len(kept))
     else:
         curvature, whole = _by_layer(operator, layout, whole)
     return Measured(curvature, layout, whole, operator.count)
@@ -125,22 +129,42 @@ def _gathered(
         options["estimator"], meaning, samples=options["samples"], seed=options["seed"]
     )
     network = Network(model, meaning, options["params"], options["predict"])
-    sweeper = Sweeper(network, Data(data, network.device), chosen_estimator)
+    source = Data(data, network.device)
+    sweeper = Sweeper(network, source, chosen_estimator)
     layout = network.layout
     chosen = _indices(layout, live)
-    whole = torch.cat(_offsets(layout, chosen))
+    whole = _places(layout, chosen)
     if kind == "rows":
         store = RowStore(layout, chosen)
         count = gather_rows(sweeper, store)
         return Measured(Rows(store.finish(count)), layout, whole, count)
-    sums = BlockSums(layout, chosen, block)
-    count = gather_rows(sweeper, sums)
-    found = sums.finish(count)
-    sizes = {name: len(part) for name, part in zip(layout.names, _offsets(layout, chosen), strict=True)}
-    return Measured(Parts([Blocks(found[name], sizes[name]) for name in layout.names]), layout, whole, count)
+    sizes = chosen_sizes(layout, chosen)
+
+    def blocks(names: Iterable[str]) -> Curvature:
+        sums = BlockSums(layout.part(names), chosen, block)
+        found = sums.finish(gather_rows(sweeper, sums))
+        return Parts([Blocks(found[name], sizes[name]) for name in found])
+
+    def rebuilt(names: list[str]) -> Curvature:
+        BlockSums(layout.part(names), chosen, block)  # refused now, if ever
+
+        def make() -> Curvature:
+            with evaluating(network.model):  # who asks later need not know that the model runs
+                return blocks(names)
+
+        return Rebuilt(sum(sizes[name] for name in names), make)
+
+    curvature: Curvature
+    try:
+        curvature = blocks(layout.names)
+    except SizeError:
+        source.require_repeatable()
+        curvature = Parts([rebuilt(names) for names in grouped(sizes)])
+    count = source.count or sum(batch.count for batch in source)
+    return Measured(curvature, layout, whole, count)
 
 
-def _by_layer(operator: BlockDiagonal, layout: Layout, whole: Tensor) -> tuple[Curvature, Tensor]:
+def _by_layer(operator: BlockDiagonal, layout: Layout, whole: Tensor | slice) -> tuple[Curvature, Tensor]:
     """K-FAC's blocks as curvatures, and their coordinates in the blocks' order."""
     slices, order = layout.slices, []
     parts: list[Curvature] = []
@@ -170,12 +194,14 @@ def _indices(layout: Layout, live: Mapping[str, Tensor]) -> Chosen:
     return found
 
 
-def _offsets(layout: Layout, chosen: Chosen) -> list[Tensor]:
-    """Per parameter: the chosen coordinates' places in a vector of the layout."""
+def _places(layout: Layout, chosen: Chosen) -> Tensor | slice:
+    """The chosen coordinates' places in a vector of the layout."""
+    if all(inside is None for inside in chosen.values()):
+        return slice(None)
     found = []
     for name, where in layout.slices.items():
         inside = chosen[name]
         found.append(
             torch.arange(where.start, where.stop, device=layout.device) if inside is None else inside + where.start
         )
-    return found
+    return torch.cat(found)
