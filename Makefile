@@ -38,6 +38,7 @@ study: $(VENV)/.study  ## published results, measured anew; goes on where it was
 	$(BIN)/python studies/neuromanifold.py
 	$(BIN)/python studies/sloppiness.py
 	$(BIN)/python studies/pruning.py
+	$(BIN)/python studies/pruning_language.py
 	$(BIN)/python studies/structured.py
 	$(BIN)/python studies/monitor_faults.py
 	$(BIN)/python studies/monitor_long.py

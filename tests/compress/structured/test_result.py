@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -129,19 +130,43 @@ def test_a_file_sets_no_attribute_but_numbers_of_heads(tmp_path):
             StructuredResult.load(tmp_path / "changed", factory)
 
 
-@pytest.mark.parametrize("name", ["channels", "bottlenecks"])
+def called(name, data):
+    """Arguments and the name of each, as the exporters take them; which axes are the examples'."""
+    inputs = data if isinstance(data, dict) else {"x": data}
+    return inputs, {key: {0: torch.export.Dim("examples", min=2, max=64)} for key in inputs}
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_shrunk_models_export(name):
+    """torch.export's program, at another number of examples than it was traced with."""
     _, data, result = made(name)
-    program = torch.export.export(result.model, (data,))
-    torch.testing.assert_close(program.module()(data), result.model(data))
+    inputs, axes = called(name, data)
+    program = torch.export.export(result.model, (), inputs, dynamic_shapes=axes).module()
+    for few in (inputs, {key: value[:3] for key, value in inputs.items()}):
+        out = program(**few)
+        torch.testing.assert_close(getattr(out, "logits", out), logits(result.model, few))
 
 
-def test_shrunk_model_exports_to_onnx(tmp_path):
-    for package in ("onnx", "onnxscript"):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_shrunk_models_run_under_onnx(name, tmp_path):
+    """onnxruntime knows nothing of torch: its answers against the shrunk module's; and the file holds what is left."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"exporting to ONNX needs {package}")
-    _, data, result = made("channels")
-    torch.onnx.export(result.model, (data,), tmp_path / "small.onnx", dynamo=True)
-    assert (tmp_path / "small.onnx").stat().st_size > 0
+    import onnx
+    import onnxruntime
+
+    factory, data, result = made(name)
+    inputs, axes = called(name, data)
+    options = {"dynamo": True, "dynamic_shapes": axes, "external_data": False, "verbose": False}
+    torch.onnx.export(result.model, (), tmp_path / "small.onnx", kwargs=inputs, **options)
+    held = sum(math.prod(tensor.dims) for tensor in onnx.load(tmp_path / "small.onnx").graph.initializer)
+    assert held < sum(value.numel() for value in factory().parameters())
+    session = onnxruntime.InferenceSession(str(tmp_path / "small.onnx"), providers=["CPUExecutionProvider"])
+    assert {value.name for value in session.get_inputs()} == set(inputs)
+    for few in (inputs, {key: value[:3] for key, value in inputs.items()}):
+        (out,) = session.run(None, {key: value.numpy() for key, value in few.items()})
+        torch.testing.assert_close(torch.from_numpy(out), logits(result.model, few), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", [shrink, eigendamage])
