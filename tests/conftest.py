@@ -1,11 +1,28 @@
-"""A real browser for the tests of pages, and tabs in it that note what they complain of and whom they ask."""
+"""What tests of several folders share: the studies, and a real browser whose tabs note complaints and requests."""
 
+import importlib
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 
+STUDIES = str(Path(__file__).resolve().parents[1] / "studies")
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+
+
+@pytest.fixture(scope="module")
+def studies():
+    """Imports a module of studies/, which is no package: its scripts stand side by side."""
+    sys.path.insert(0, STUDIES)
+    try:
+        yield importlib.import_module
+    finally:
+        sys.path.remove(STUDIES)
+        for name in [name for name, m in sys.modules.items() if STUDIES in str(getattr(m, "__file__", ""))]:
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
 """The sloppiness studies run in quick mode and find what they found at full size; what they are made of is right."""
-# ruff: noqa: F811  (the fixture is another module's)
 
 import json
 import math
@@ -7,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from test_studies import study  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,18 +16,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["spectra", "reduction", "synthetic", "pac_bayes", "trajectories"])
-def test_quick_study_of_sloppiness_holds(study, capsys, part):
-    assert study("sloppiness").main(["--quick", "--parts", part]) == 0
+def test_quick_study_of_sloppiness_holds(studies, capsys, part):
+    assert studies("sloppiness").main(["--quick", "--parts", part]) == 0
     said = capsys.readouterr().out
     assert "every check holds" in said
     assert (" 0 cells" in said or said.startswith("0 cells")) == ("skipped" in said)
 
 
-def test_sloppiness_checks_can_fail(study):
+def test_sloppiness_checks_can_fail(studies):
     curved = {"0.1": 0.5}
     cell = {"stages": [{"fisher": {"stiff": curved, "trace": trace, "decades": {"0.9": 2.0}}} for trace in (1.0, 3.0)]}
     noise = cell | {"data_centred": {"decades": {"0.9": 2.0}}}
-    said = study("spectra").check(
+    said = studies("spectra").check(
         {"mnist-1x32-0": cell | {"data_centred": {"decades": {"0.9": 1.0}}}, "noise-1x32-0": noise}
     )
     assert len(said) == 4
@@ -38,30 +35,30 @@ def test_sloppiness_checks_can_fail(study):
     rows = [{"subspace": name, "k": k, "score": 0.5} for name in ("eigenvectors", "random") for k in (1, 9)]
     alike = {"init, rank": {"neighbours": 0.1}, "shuffled": {"neighbours": 0.1}}
     projected = {"curves": {"origin": rows, "init": rows}, "map": {"k": {"1%": 1, "rank": 9}, "alike": alike}}
-    assert len(study("model_reduction").check({"mnist-0": projected})) == 4
+    assert len(studies("model_reduction").check({"mnist-0": projected})) == 4
 
     fisher = {"fisher": {"end": {"slope": 0.1, "rank": 10}}, "validation_error": 0.5}
-    assert len(study("synthetic").check({"b0.001-overlapping-0": fisher, "b0.2-overlapping-0": fisher})) == 2
+    assert len(studies("synthetic").check({"b0.001-overlapping-0": fisher, "b0.2-overlapping-0": fisher})) == 2
 
     scale = {"certificate": 0.4, "test_error": {"mean": 0.5}, "loss_rise": {"mean": 1.0}}
     bounded = {"formula": {"bound": 1}, "formula_of_flat_spectrum": {"bound": 1}, "by_scale": [scale, scale]}
-    assert len(study("pac_bayes").check({"true-0": bounded, "random-0": bounded})) == 6
+    assert len(studies("pac_bayes").check({"true-0": bounded, "random-0": bounded})) == 6
 
     seen = {"stress": [0.1, 0.2, 0.5], "stress_of_paths_elsewhere": [0.1, 0.2, 0.48]}
-    assert len(study("trajectories").check({"map-1": {"runs": [0], "train": seen, "test": seen}})) == 2
+    assert len(studies("trajectories").check({"map-1": {"runs": [0], "train": seen, "test": seen}})) == 2
 
 
-def test_no_cell_is_begun_after_the_time_is_up(study, tmp_path, capsys):
+def test_no_cell_is_begun_after_the_time_is_up(studies, tmp_path, capsys):
     arguments = ["--parts", "synthetic", "--minutes", "0", "--results", str(tmp_path)]
-    assert study("sloppiness").main(arguments) == 0
+    assert studies("sloppiness").main(arguments) == 0
     said = capsys.readouterr().out
     assert said.count("left for another run") == 14
     assert "0 cells" in said
     assert list(tmp_path.rglob("*.json")) == []
 
 
-def test_the_command_line_of_a_study_says_what_to_do_and_how_it_went(study, tmp_path, capsys):
-    runs, seen = study("runs"), []
+def test_the_command_line_of_a_study_says_what_to_do_and_how_it_went(studies, tmp_path, capsys):
+    runs, seen = studies("runs"), []
 
     def compute(options):
         seen.append((options.parts, options.quick, options.results.is_dir(), torch.get_num_threads()))
@@ -85,8 +82,8 @@ def test_the_command_line_of_a_study_says_what_to_do_and_how_it_went(study, tmp_
     assert "from results" in said
 
 
-def test_every_mode_names_its_cells_once(study, tmp_path):
-    sloppiness = study("sloppiness")
+def test_every_mode_names_its_cells_once(studies, tmp_path):
+    sloppiness = studies("sloppiness")
     for module in sloppiness.STUDIES.values():
         for sizes in (module.QUICK, module.Sizes()):
             names = [name for name, options, _ in module.cells(sizes, None, tmp_path) if json.dumps(options)]
@@ -97,9 +94,9 @@ def test_every_mode_names_its_cells_once(study, tmp_path):
 # Parts
 
 
-def test_the_published_loader_sees_1049_examples(study):
+def test_the_published_loader_sees_1049_examples(studies):
     """50,000 examples in batches of 1,000 that begin one example apart."""
-    synthetic = study("synthetic")
+    synthetic = studies("synthetic")
     sizes = synthetic.Sizes()
     seen = {
         kind: {i for part in synthetic.batches(sizes, kind) for i in range(50_000)[part]}
@@ -109,9 +106,9 @@ def test_the_published_loader_sees_1049_examples(study):
     assert len(seen["all"]) == 50_000
 
 
-def test_synthetic_inputs_have_the_published_correlation(study):
+def test_synthetic_inputs_have_the_published_correlation(studies):
     """Eigenvalues c^2 exp(-2 b i) / d; loud ones have the mean square of the sloppiest b."""
-    synthetic = study("synthetic")
+    synthetic = studies("synthetic")
     sizes = synthetic.Sizes(runs=((0.01, "all", 1), (0.5, "all", 1)), train=20_000, validation=0, width=10)
     i = torch.arange(10.0)
     squares = {b: (50 * b) ** 2 * torch.exp(-2 * b * i) / 10 for b in (0.01, 0.5)}
@@ -123,9 +120,9 @@ def test_synthetic_inputs_have_the_published_correlation(study):
     torch.testing.assert_close(loud / loud.norm(), x / x.norm())
 
 
-def test_a_factor_explains_the_share_of_squares_between_its_groups(study):
+def test_a_factor_explains_the_share_of_squares_between_its_groups(studies):
     """Points on a line: the squared distances' decomposition is that of the variance."""
-    share = study("trajectories").share
+    share = studies("trajectories").share
     x = torch.tensor([0.0, 1.0, 2.0, 10.0, 11.0, 12.0])
     found = share((x[:, None] - x).square(), list("aaabbb"))
     within, total = 2 * 2.0, float((x - x.mean()).square().sum())
@@ -137,25 +134,25 @@ def test_a_factor_explains_the_share_of_squares_between_its_groups(study):
     assert mixed == pytest.approx(1 - within / total)
 
 
-def test_runs_are_looked_at_from_the_first_step_to_the_last(study):
-    trajectories = study("trajectories")
+def test_runs_are_looked_at_from_the_first_step_to_the_last(studies):
+    trajectories = studies("trajectories")
     for sizes in (trajectories.QUICK, trajectories.Sizes()):
         steps = trajectories.steps(sizes)
         assert steps[:2] == [0, 1]
         assert steps[-1] == sizes.epochs * math.ceil(sizes.train / sizes.batch)
 
 
-def test_paths_that_end_elsewhere_need_more_than_three_coordinates(study):
+def test_paths_that_end_elsewhere_need_more_than_three_coordinates(studies):
     labels = torch.randint(10, (100,), generator=torch.Generator().manual_seed(0))
     along = torch.linspace(0.1, 0.9, 5).expand(12, 5)
-    assert study("trajectories").elsewhere(along, labels)[2] < 0.8
+    assert studies("trajectories").elsewhere(along, labels)[2] < 0.8
 
 
-def test_drawn_weights_raise_the_loss_as_the_second_order_says_where_it_holds(study):
+def test_drawn_weights_raise_the_loss_as_the_second_order_says_where_it_holds(studies):
     """Logistic regression at its optimum: the first order is zero, and F is the Hessian."""
     import dynaxx
 
-    pac_bayes = study("pac_bayes")
+    pac_bayes = studies("pac_bayes")
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2).double()
     x = torch.randn(60, 3, dtype=torch.float64)
@@ -180,8 +177,8 @@ def test_drawn_weights_raise_the_loss_as_the_second_order_says_where_it_holds(st
     assert math.sqrt(squared) / 1.15 < drawn["length"]["mean"] < math.sqrt(squared)  # a mean is below its mean square
 
 
-def test_networks_are_what_they_are_called(study):
-    networks = study("networks")
+def test_networks_are_what_they_are_called(studies):
+    networks = studies("networks")
     model = networks.all_cnn(4)
     assert sum(isinstance(layer, torch.nn.Conv2d) for layer in model) == 9
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
@@ -192,8 +189,8 @@ def test_networks_are_what_they_are_called(study):
     assert networks.small_cnn(4)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
-def test_rates_fall_as_a_cosine_to_their_share(study):
-    networks, rates = study("networks"), []
+def test_rates_fall_as_a_cosine_to_their_share(studies):
+    networks, rates = studies("networks"), []
 
     def optimiser(parameters):
         made = torch.optim.SGD(parameters, lr=0.2)
@@ -207,8 +204,8 @@ def test_rates_fall_as_a_cosine_to_their_share(study):
     assert rates == pytest.approx(wanted)
 
 
-def test_trained_weights_are_kept_and_a_spectrum_does_not_change_them(study, tmp_path):
-    spectra = study("spectra")
+def test_trained_weights_are_kept_and_a_spectrum_does_not_change_them(studies, tmp_path):
+    spectra = studies("spectra")
     task = spectra.Task("noise", "perceptron", (4,), 20, 5, 5, 2, 10, 0.1, 1)
     split = task.load(None, 0)
     before, after = task.trained(split, 0, tmp_path)
@@ -222,8 +219,8 @@ def test_trained_weights_are_kept_and_a_spectrum_does_not_change_them(study, tmp
     assert [stage["step"] for stage in found["stages"]] == [0, 4]
 
 
-def test_a_table_leaves_out_rows_with_a_gap_and_is_standardised(study, monkeypatch, tmp_path):
-    public_data = study("public_data")
+def test_a_table_leaves_out_rows_with_a_gap_and_is_standardised(studies, monkeypatch, tmp_path):
+    public_data = studies("public_data")
     text = "a,medv\n" + "".join(f"{i},{2 * i}\n" for i in range(10)) + ",5\n"
     (tmp_path / "table.csv").write_text(text)
     monkeypatch.setattr(public_data, "_file", lambda data, name: data / "table.csv")
@@ -234,10 +231,10 @@ def test_a_table_leaves_out_rows_with_a_gap_and_is_standardised(study, monkeypat
     torch.testing.assert_close(split.x_test, split.y_test)
 
 
-def test_images_are_shifted_and_mirrored_and_nothing_else(study):
+def test_images_are_shifted_and_mirrored_and_nothing_else(studies):
     """An image of pixel numbers: what is shown is one window of the padded image or of its mirror image."""
     x = torch.arange(1.0, 1 + 2 * 5 * 6).view(1, 2, 5, 6).expand(300, 2, 5, 6)
-    shown = study("networks").moved(x, torch.Generator().manual_seed(0), reach=2)
+    shown = studies("networks").moved(x, torch.Generator().manual_seed(0), reach=2)
     padded = torch.nn.functional.pad(x[0], (2, 2, 2, 2))
     windows = [padded[:, i : i + 5, j : j + 6] for i in range(5) for j in range(5)]
     wanted = torch.stack([*windows, *(window.flip(2) for window in windows)]).flatten(1)
@@ -250,15 +247,15 @@ def test_images_are_shifted_and_mirrored_and_nothing_else(study):
 # The page
 
 
-def test_figures_of_sloppiness_come_from_the_kept_results(study, tmp_path):
-    study("sloppiness_figures").make(study("sloppiness").RESULTS, tmp_path)
+def test_figures_of_sloppiness_come_from_the_kept_results(studies, tmp_path):
+    studies("sloppiness_figures").make(studies("sloppiness").RESULTS, tmp_path)
     made = {path.name for path in tmp_path.glob("*.svg")}
     shown = {path.name for path in (ROOT / "docs" / "studies" / "images").glob("sloppiness-*.svg")}
     assert made == shown
 
 
-def test_every_table_of_the_page_is_what_the_kept_results_give(study):
-    sloppiness, module = study("sloppiness"), study("sloppiness_tables")
+def test_every_table_of_the_page_is_what_the_kept_results_give(studies):
+    sloppiness, module = studies("sloppiness"), studies("sloppiness_tables")
     page, made = sloppiness.PAGE.read_text(encoding="utf-8"), module.tables(sloppiness.RESULTS)
     assert module.placed(page, made) == page
     assert page.count("<!-- table: ") == len(made)
@@ -267,19 +264,19 @@ def test_every_table_of_the_page_is_what_the_kept_results_give(study):
         module.placed(page, {"none": ""})
 
 
-def test_every_kept_cell_is_one_that_the_study_would_keep(study, tmp_path):
+def test_every_kept_cell_is_one_that_the_study_would_keep(studies, tmp_path):
     """Made with the options of today, and none missing or left over."""
-    sloppiness = study("sloppiness")
+    sloppiness = studies("sloppiness")
     for part, module in sloppiness.STUDIES.items():
         wanted = {
             name: json.loads(json.dumps(about)) for name, about, _ in module.cells(module.Sizes(), None, tmp_path)
         }
-        kept = study("runs").records(sloppiness.RESULTS / part)
+        kept = studies("runs").records(sloppiness.RESULTS / part)
         assert {name: record["options"] for name, record in kept.items()} == wanted
 
 
-def test_numbers_of_the_page_are_rounded_to_significant_digits(study):
-    module = study("sloppiness_tables")
+def test_numbers_of_the_page_are_rounded_to_significant_digits(studies):
+    module = studies("sloppiness_tables")
     said = {
         0.0: "0",
         2.35e-05: "2.35e-05",

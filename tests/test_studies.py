@@ -1,9 +1,7 @@
 """The studies run in quick mode and find what they found at full size; what they are made of is right."""
 
-import importlib
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,39 +10,25 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def study():
-    """Imports a module of studies/, which is no package: its scripts stand side by side."""
-    sys.path.insert(0, str(ROOT / "studies"))
-    try:
-        yield importlib.import_module
-    finally:
-        sys.path.remove(str(ROOT / "studies"))
-        for name in [
-            name for name, m in sys.modules.items() if str(ROOT / "studies") in str(getattr(m, "__file__", ""))
-        ]:
-            del sys.modules[name]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Quick mode
 
 
-def test_quick_study_of_the_next_token_model_holds(study, capsys):
-    assert study("neuromanifold").main(["--quick", "--parts", "language"]) == 0
+def test_quick_study_of_the_next_token_model_holds(studies, capsys):
+    assert studies("neuromanifold").main(["--quick", "--parts", "language"]) == 0
     assert "every check holds" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_quick_study_of_the_classifier_holds_or_says_what_is_missing(study, capsys):
-    assert study("neuromanifold").main(["--quick", "--parts", "sst2"]) == 0
+def test_quick_study_of_the_classifier_holds_or_says_what_is_missing(studies, capsys):
+    assert studies("neuromanifold").main(["--quick", "--parts", "sst2"]) == 0
     said = capsys.readouterr().out
     assert "every check holds" in said
     assert ("order-sst2-before: skipped" in said) == ("4 cells" not in said)
 
 
-def test_checks_can_fail(study):
-    check = study("neuromanifold").check
+def test_checks_can_fail(studies):
+    check = studies("neuromanifold").check
     layer = {"violations": {"lower": 3, "upper": 0}, "lower_trace_share": 0.9}
     said = "\n".join(check({"density-sst2-after": {"layers": {"all": layer}}}))
     assert "3 lower bounds broken" in said
@@ -57,8 +41,8 @@ def test_checks_can_fail(study):
     assert len(check({"spread-ag_news-before": {"predicted": flat}})) == 2
 
 
-def test_classifier_is_skipped_with_a_message_where_the_package_is_missing(study, monkeypatch, capsys, tmp_path):
-    neuromanifold, classifiers = study("neuromanifold"), study("classifiers")
+def test_classifier_is_skipped_with_a_message_where_the_package_is_missing(studies, monkeypatch, capsys, tmp_path):
+    neuromanifold, classifiers = studies("neuromanifold"), studies("classifiers")
     monkeypatch.setattr(classifiers.importlib.util, "find_spec", lambda name: None)
     (tmp_path / "sst2").mkdir()
     sizes = neuromanifold.QUICK
@@ -71,8 +55,8 @@ def test_classifier_is_skipped_with_a_message_where_the_package_is_missing(study
 # Cells
 
 
-def test_a_cell_is_computed_once_and_again_when_its_options_change(study, tmp_path):
-    runs, calls = study("runs"), []
+def test_a_cell_is_computed_once_and_again_when_its_options_change(studies, tmp_path):
+    runs, calls = studies("runs"), []
 
     def compute():
         calls.append(1)
@@ -86,8 +70,8 @@ def test_a_cell_is_computed_once_and_again_when_its_options_change(study, tmp_pa
     assert "versions" in kept["machine"]
 
 
-def test_an_interrupted_cell_leaves_nothing_behind(study, tmp_path):
-    runs = study("runs")
+def test_an_interrupted_cell_leaves_nothing_behind(studies, tmp_path):
+    runs = studies("runs")
 
     def fail():
         raise KeyboardInterrupt
@@ -97,17 +81,17 @@ def test_an_interrupted_cell_leaves_nothing_behind(study, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_machine_description_names_no_machine(study):
+def test_machine_description_names_no_machine(studies):
     import platform
     import socket
 
-    said = json.dumps(study("runs").machine())
+    said = json.dumps(studies("runs").machine())
     for name in {platform.node(), socket.gethostname()} - {"", "localhost"}:
         assert name not in said
 
 
-def test_a_changed_file_is_refused_and_a_missing_one_skipped(study, tmp_path):
-    runs, path = study("runs"), tmp_path / "weights"
+def test_a_changed_file_is_refused_and_a_missing_one_skipped(studies, tmp_path):
+    runs, path = studies("runs"), tmp_path / "weights"
     with pytest.raises(runs.Skipped, match="weights is not there"):
         runs.require_hash(path, "0")
     path.write_bytes(b"abc")
@@ -117,8 +101,8 @@ def test_a_changed_file_is_refused_and_a_missing_one_skipped(study, tmp_path):
         runs.require_hash(path, "0" * 64)
 
 
-def test_every_fine_tuning_has_cells_of_its_own_and_the_first_keeps_its_names(study, monkeypatch, tmp_path):
-    neuromanifold = study("neuromanifold")
+def test_every_fine_tuning_has_cells_of_its_own_and_the_first_keeps_its_names(studies, monkeypatch, tmp_path):
+    neuromanifold = studies("neuromanifold")
     made = []
     for kind in ("accuracy", "spread", "density", "order"):
 
@@ -139,8 +123,8 @@ def test_every_fine_tuning_has_cells_of_its_own_and_the_first_keeps_its_names(st
     assert json.loads((tmp_path / "density-sst2-after-2.json").read_text())["options"]["tuning"] == 2
 
 
-def test_ranges_over_fine_tunings_are_lowest_and_highest(study):
-    figures = study("figures")
+def test_ranges_over_fine_tunings_are_lowest_and_highest(studies):
+    figures = studies("figures")
 
     def cells(mean, accuracy):
         layer = {
@@ -173,23 +157,23 @@ def test_ranges_over_fine_tunings_are_lowest_and_highest(study):
 # Intervals
 
 
-def test_jackknife_of_a_mean_is_the_t_interval(study):
+def test_jackknife_of_a_mean_is_the_t_interval(studies):
     values = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64)
     leave_one_out = [float((values.sum() - v) / 3) for v in values]
-    found = study("runs").jackknife(leave_one_out, float(values.mean()))
+    found = studies("runs").jackknife(leave_one_out, float(values.mean()))
     half = 3.182446305 * float(values.std()) / math.sqrt(4)  # t quantile 0.975 with 3 degrees of freedom, from tables
     assert found == pytest.approx({"value": 4.0, "low": 4.0 - half, "high": 4.0 + half}, rel=1e-8)
 
 
-def test_proportion_is_wilsons_interval(study):
+def test_proportion_is_wilsons_interval(studies):
     """10 of 20: (0.2993, 0.7007), as tabulated."""
-    found = study("runs").proportion(10, 20)
+    found = studies("runs").proportion(10, 20)
     assert found == pytest.approx({"value": 0.5, "low": 0.29930, "high": 0.70070}, abs=1e-4)
 
 
-def test_bootstrap_covers_the_mean_of_normal_draws(study):
+def test_bootstrap_covers_the_mean_of_normal_draws(studies):
     draws = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = study("runs").bootstrap(draws, lambda d: float(d.mean()))
+    found = studies("runs").bootstrap(draws, lambda d: float(d.mean()))
     half = 1.96 * float(draws.std()) / 20
     assert found["low"] == pytest.approx(float(draws.mean()) - half, abs=0.25 * half)
     assert found["high"] == pytest.approx(float(draws.mean()) + half, abs=0.25 * half)
@@ -199,11 +183,11 @@ def test_bootstrap_covers_the_mean_of_normal_draws(study):
 # Parts
 
 
-def test_layers_are_described_by_hand_counted_numbers(study):
+def test_layers_are_described_by_hand_counted_numbers(studies):
     """Two blocks of three entries in one layer; the bounds are broken in one entry each."""
     blocks = torch.tensor([[1e-6, 4.0, 0.0], [1e-6, 2.0, 0.0]])
     lower, upper = torch.tensor([2e-6, 1.5, 0.0]), torch.tensor([2e-6, 2.0, 0.0])
-    found = study("densities").describe(lower, blocks, upper, [slice(0, 3)], examples=20)
+    found = studies("densities").describe(lower, blocks, upper, [slice(0, 3)], examples=20)
     assert found["entries"] == 3
     assert found["zeros"] == pytest.approx(1 / 3)
     assert sum(found["histogram"]) == 2
@@ -214,19 +198,19 @@ def test_layers_are_described_by_hand_counted_numbers(study):
     assert found["lower_trace_share"] == pytest.approx(0.5, rel=1e-5)
 
 
-def test_output_space_shares_in_closed_form(study):
+def test_output_space_shares_in_closed_form(studies):
     """Two classes: the eigenpair is everything, the diagonal envelope has 1 / (1 - |p|^2) of the trace, and the
     Laplacian one twice."""
     z = torch.tensor([[0.0, 1.0]])
     p = z.double().softmax(-1)[0]
-    found = study("densities").output_space(z)
+    found = studies("densities").output_space(z)
     assert found["lower_eigen"] == pytest.approx(1, rel=1e-12)
     assert found["upper_diagonal"] == pytest.approx(1 / (1 - float(p @ p)), rel=1e-12)
     assert found["upper_laplacian"] == pytest.approx(2, rel=1e-12)
 
 
-def test_next_token_model_is_causal_and_learns(study):
-    language = study("language")
+def test_next_token_model_is_causal_and_learns(studies):
+    language = studies("language")
     tokens, size = language.encode("abcd" * 500)
     torch.manual_seed(0)
     model = language.NextToken(size, width=16, hidden=32, blocks=1, heads=2).eval()
@@ -241,8 +225,8 @@ def test_next_token_model_is_causal_and_learns(study):
     assert language.surprise(model, x) < 0.1 < before  # what follows is certain after the first character
 
 
-def test_rotary_products_depend_on_distance_alone(study):
-    language = study("language")
+def test_rotary_products_depend_on_distance_alone(studies):
+    language = studies("language")
     q, k = torch.randn(2, 1, 1, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     angles = torch.arange(6.0, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.3, 0.1, 0.01], dtype=torch.float64)
     products = (

@@ -1,6 +1,5 @@
 """studies/pruning_language.py: the quick mode holds, its checks can fail, only the encoder's linear weights go."""
 
-import importlib
 import math
 import sys
 from dataclasses import replace
@@ -14,15 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def study():
-    """The module of that name in studies/, which is no package."""
-    sys.path.insert(0, str(ROOT / "studies"))
-    try:
-        yield importlib.import_module("pruning_language")
-    finally:
-        sys.path.remove(str(ROOT / "studies"))
-        for name in [n for n, m in sys.modules.items() if str(ROOT / "studies") in str(getattr(m, "__file__", ""))]:
-            del sys.modules[name]
+def study(studies):
+    return studies("pruning_language")
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,7 @@
 say follows from the cells.
 """
 
-import importlib
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,32 +14,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def modules():
-    """Imports a module of studies/, which is no package."""
-    sys.path.insert(0, str(ROOT / "studies"))
-    try:
-        yield importlib.import_module
-    finally:
-        sys.path.remove(str(ROOT / "studies"))
-        for name in [n for n, m in sys.modules.items() if str(ROOT / "studies") in str(getattr(m, "__file__", ""))]:
-            del sys.modules[name]
+def study(studies):
+    return studies("pruning")
 
 
 @pytest.fixture(scope="module")
-def study(modules):
-    return modules("pruning")
+def models(studies):
+    return studies("pruning_models")
 
 
 @pytest.fixture(scope="module")
-def models(modules):
-    return modules("pruning_models")
-
-
-@pytest.fixture(scope="module")
-def data(modules, study):
+def data(studies, study):
     try:
         return study.data_folder(None)
-    except modules("runs").Skipped as reason:
+    except studies("runs").Skipped as reason:
         pytest.skip(str(reason))
 
 
@@ -114,10 +100,10 @@ def test_checks_of_tuning_and_loss_can_fail(study, models):
 # What is pruned
 
 
-def test_resnet_is_the_pretrained_one(modules, models, data):
+def test_resnet_is_the_pretrained_one(studies, models, data):
     try:
         case = models.resnet_case(20, models.Sizes(curvature=8, held=8, calibration=8), data, 0)
-    except modules("runs").Skipped as reason:
+    except studies("runs").Skipped as reason:
         pytest.skip(str(reason))
     assert sum(p.numel() for p in case.model.parameters()) == 269_722
     part = case.test[0][:250], case.test[1][:250]
@@ -135,7 +121,7 @@ def test_answers_survive_packing(models):
     assert models.unpacked(models.packed(right), 1003).equal(right)
 
 
-def test_batchnorm_is_kept_where_that_is_closer_to_the_dense_model(modules, models):
+def test_batchnorm_is_kept_where_that_is_closer_to_the_dense_model(studies, models):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 4))
     x, y = torch.randn(400, 6), torch.arange(400) % 4
@@ -144,7 +130,7 @@ def test_batchnorm_is_kept_where_that_is_closer_to_the_dense_model(modules, mode
     case = models.Case(model.eval(), x[:100], x[100:150], x[150:200], part, y[:100], part, part)
     before, sizes = model[1].running_mean.clone(), models.Sizes(grid=(0.1,))
     for norms, kept in (((False, True), True), ((True,), False)):
-        pruned = modules("pruning_methods").pruned(case, "magnitude", sizes, 0, (0.02,), norms)
+        pruned = studies("pruning_methods").pruned(case, "magnitude", sizes, 0, (0.02,), norms)
         assert [under[1].running_mean.equal(before) for _, _, under, _ in pruned] == [kept]
 
 
@@ -152,8 +138,8 @@ def test_batchnorm_is_kept_where_that_is_closer_to_the_dense_model(modules, mode
 # Fine-tuning
 
 
-def test_both_starts_are_tuned_alike_and_their_masks_hold(modules, models, small, tmp_path):
-    tuning = modules("pruning_tuning")
+def test_both_starts_are_tuned_alike_and_their_masks_hold(studies, models, small, tmp_path):
+    tuning = studies("pruning_tuning")
     plan = tuning.Plan({0.8: (1e-3, 0.1)}, (0.5, 0.8), tuning.Budget(3, 200, 50))
     sizes = models.Sizes(curvature=200, held=50, calibration=200, steps=1, grid=(0.1,))
     found = tuning.run("net", [0, 1], tmp_path / "r", tmp_path / "c", lambda seed: small, sizes, plan)
@@ -170,8 +156,8 @@ def test_both_starts_are_tuned_alike_and_their_masks_hold(modules, models, small
     assert all(value.equal(small.model.state_dict()[name]) for name, value in before.items())
 
 
-def test_starts_are_read_back_and_made_anew_for_other_sizes(modules, models, small, tmp_path):
-    tuning = modules("pruning_tuning")
+def test_starts_are_read_back_and_made_anew_for_other_sizes(studies, models, small, tmp_path):
+    tuning = studies("pruning_tuning")
     plan = tuning.Plan({0.8: (0.1,)}, (0.8,))
     sizes = models.Sizes(curvature=200, held=50, calibration=200, steps=1, grid=(0.1,))
     first = tuning.starts(small, "curvature", sizes, 0, tmp_path, "net", plan)[0.8]
@@ -185,8 +171,8 @@ def test_starts_are_read_back_and_made_anew_for_other_sizes(modules, models, sma
     assert path.stat().st_mtime_ns > written
 
 
-def test_a_diverged_rate_is_kept_and_not_chosen(modules, models, small, tmp_path):
-    tuning = modules("pruning_tuning")
+def test_a_diverged_rate_is_kept_and_not_chosen(studies, models, small, tmp_path):
+    tuning = studies("pruning_tuning")
     plan = tuning.Plan({0.5: (0.01, 1e30)}, (0.5,), tuning.Budget(2, 200, 50))
     sizes = models.Sizes(curvature=200, held=50, calibration=200, steps=1, grid=(0.1,))
     found = tuning.run("net", [0], tmp_path / "r", tmp_path / "c", lambda seed: small, sizes, plan)
@@ -199,8 +185,8 @@ def test_a_diverged_rate_is_kept_and_not_chosen(modules, models, small, tmp_path
 # What the tables say
 
 
-def test_scope_and_rate_of_a_table_are_chosen_with_the_first_seed_and_never_on_the_test(modules, tmp_path):
-    tables, cells = modules("pruning_tables"), [
+def test_scope_and_rate_of_a_table_are_chosen_with_the_first_seed_and_never_on_the_test(studies, tmp_path):
+    tables, cells = studies("pruning_tables"), [
         (0, "magnitude", 0.01, 0.5, 90), (0, "magnitude", 0.1, 0.7, 99), (0, "erk", 0.01, 0.4, 85),
         (1, "magnitude", 0.01, 0.1, 99), (1, "erk", 0.01, 0.9, 80),
     ]  # fmt: skip
@@ -213,8 +199,8 @@ def test_scope_and_rate_of_a_table_are_chosen_with_the_first_seed_and_never_on_t
     }  # fmt: skip
 
 
-def test_loss_of_a_point_is_told_with_how_sure_it_is(modules, models):
-    tables = modules("pruning_tables")
+def test_loss_of_a_point_is_told_with_how_sure_it_is(studies, models):
+    tables = studies("pruning_tables")
     right = lambda wrong: models.packed(torch.arange(1000) >= wrong)  # the first ones wrong
     rows = {"0.1": 101, "0.2": 108, "0.3": 112, "0.4": 105, "0.5": 200}
     cell = {"count": 1000, "right": right(100), "rows": {s: {"right": right(wrong)} for s, wrong in rows.items()}}
@@ -229,12 +215,12 @@ def test_loss_of_a_point_is_told_with_how_sure_it_is(modules, models):
     assert twice.high == pytest.approx(change.high)
 
 
-def test_page_shows_the_kept_results(modules, tmp_path):
+def test_page_shows_the_kept_results(studies, tmp_path):
     folder = ROOT / "studies" / "results" / "pruning"
     page = (ROOT / "docs" / "studies" / "pruning.md").read_text(encoding="utf-8")
-    rows = [line for line in modules("pruning_tables").everything(folder).splitlines() if line.startswith("| ")]
+    rows = [line for line in studies("pruning_tables").everything(folder).splitlines() if line.startswith("| ")]
     assert len(rows) > 30
     assert not set(rows) - set(page.splitlines())
-    modules("pruning_figures").make(folder, tmp_path)
+    studies("pruning_figures").make(folder, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["pruning-accuracy.svg"]
     assert "images/pruning-accuracy.svg" in page

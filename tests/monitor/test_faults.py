@@ -1,36 +1,21 @@
 """The scenarios of studies/monitor_faults.py and monitor_long.py: every fault is seen, nothing is lost, and the
 training is untouched."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("sklearn", reason="the study uses scikit-learn's digits (extra: demo)")
 
-STUDIES = Path(__file__).resolve().parents[2] / "studies"
 
-
-def imported(name):
-    sys.path.insert(0, str(STUDIES))
-    try:
-        yield importlib.import_module(name)
-    finally:
-        sys.path.remove(str(STUDIES))
-        for each in ("monitor_long", "monitor_faults", "runs"):
-            sys.modules.pop(each, None)
+@pytest.fixture
+def study(studies):
+    return studies("monitor_faults")
 
 
 @pytest.fixture
-def study():
-    yield from imported("monitor_faults")
-
-
-@pytest.fixture
-def long_study():
-    yield from imported("monitor_long")
+def long_study(studies):
+    return studies("monitor_long")
 
 
 @pytest.mark.slow
