@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from densities import EDGES, SMALL
+from drawing import STYLE
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from runs import read
@@ -22,14 +23,7 @@ def make(results: Path, folder: Path) -> None:
     """Write every figure whose results are there, as SVG."""
     kept = read(results)
     folder.mkdir(parents=True, exist_ok=True)
-    # the salt names clip paths: with it and without a date the same results give the same file
-    style: dict[Any, Any] = {
-        "svg.hashsalt": "dynaxx",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with mpl.rc_context(style):
+    with mpl.rc_context(STYLE):
         for name, draw in (("densities", densities), ("layers", layers), ("variation", variation), ("cost", cost)):
             figure = draw(kept)
             if figure is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from drawing import STYLE
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pruning_methods import SPARSITIES
@@ -29,14 +30,7 @@ def make(results: Path, folder: Path) -> None:
     """Write ``pruning-accuracy.svg``: a panel for each network there is."""
     found, tuned = kept(results), kept_tuned(results / "tuned")
     models = [model for model in TITLES if any(key.startswith(f"{model}|") for key in found)]
-    # the salt names clip paths: with it and without a date the same results give the same file
-    style: dict[Any, Any] = {
-        "svg.hashsalt": "dynaxx",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with mpl.rc_context(style):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 3.2), layout="constrained", facecolor="white")
         axes = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
         for axis, model in zip(axes, models, strict=True):

@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from drawing import STYLE
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from runs import read
@@ -29,13 +30,6 @@ SUBSPACES = {"eigenvectors": BLUE, "magnitude": ORANGE, "diagonal": GREEN, "rand
 def make(results: Path, folder: Path) -> None:
     """Write every figure whose results are there, as SVG."""
     folder.mkdir(parents=True, exist_ok=True)
-    # the salt names clip paths: with it and without a date the same results give the same file
-    style: dict[Any, Any] = {
-        "svg.hashsalt": "dynaxx",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
     drawn = (
         ("spectra", "spectra", spectra),
         ("spectra", "stages", stages),
@@ -45,7 +39,7 @@ def make(results: Path, folder: Path) -> None:
         ("pac_bayes", "bound", bound),
         ("trajectories", "trajectories", trajectories),
     )
-    with mpl.rc_context(style):
+    with mpl.rc_context(STYLE):
         for study, name, draw in drawn:
             kept = read(results / study)
             figure = draw(kept) if kept else None

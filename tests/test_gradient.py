@@ -74,6 +74,10 @@ def test_parameters_that_the_output_does_not_use_have_gradient_zero():
     _, g = dynaxx.fisher(Spare(), (torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1])), form="diagonal", gradient=True)
     assert torch.equal(g["spare"], torch.zeros(4))
     assert float(g["used.weight"].norm()) > 0
+    _, alone = dynaxx.fisher(
+        Spare(), (torch.randn(5, 3), torch.zeros(5).long()), form="diagonal", params=["spare"], gradient=True
+    )
+    assert torch.equal(alone["spare"], torch.zeros(4))
 
 
 def test_bad_input():

@@ -27,6 +27,8 @@ class LossGradient:
         """
         if tape.output.targets is None:
             raise InputError("gradient=True needs labels, and the data has none; give batches (x, y)")
+        if not tape.output.z.requires_grad:  # no selected parameter reaches the output
+            return
         (scores,) = self.scores.cotangents(tape.output, keys, 0, 1)
         parameters = list(self.network.parameters.values())
         found = torch.autograd.grad(tape.output.z, parameters, -scores, retain_graph=True, allow_unused=True)
