@@ -38,12 +38,14 @@ DEEP = [
     "magnitude",
     "magnitude, layer",
     "magnitude, ERK",
+    "random",
     "lowest Fisher",
     "OBD",
     "OBS, K-FAC",
     "OBS, K-FAC, recomputed",
+    "magnitude + K-FAC update",
 ]
-LESS: dict[str, list[str]] = {"resnet20": [*DEEP, "random", "OBS", "magnitude + K-FAC update"], "resnet56": DEEP}
+LESS: dict[str, list[str]] = {"resnet20": [*DEEP, "OBS", "OBS, blocks of 32"], "resnet56": DEEP}
 
 
 def run(
@@ -162,8 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for model in given.models:
             sizes = sizes_of(model, False)
             cases = _cases(model, sizes, data)
-            if "tuned" in given.parts and model == "resnet20":
-                tuned = pruning_tuning.run(model, given.seeds, given.results / "tuned", given.cache, cases, sizes)
+            if "tuned" in given.parts and (plan := pruning_tuning.PLANS.get(model)) is not None:
+                tuned = pruning_tuning.run(model, given.seeds, given.results / "tuned", given.cache, cases, sizes, plan)
                 wrong += check_tuned(tuned)
             if "loss" in given.parts and model != "resnet56":
                 pruning_loss.run(model, given.seeds, given.results / "loss", cases, sizes, given.criteria)

@@ -88,6 +88,9 @@ class Plan:
     budget: Budget = Budget()
 
 
+PLANS = {"resnet20": Plan(), "resnet56": Plan({0.95: GRID, 0.9: GRID, 0.8: GRID})}
+
+
 def starts(case: Case, word: str, sizes: Sizes, seed: int, cache: Path, model: str, plan: Plan) -> dict[float, Start]:
     """By sparsity; kept in the cache folder."""
     wanted, path = tuple(plan.rates), plan.path if word == "curvature" else tuple(plan.rates)
@@ -176,8 +179,8 @@ def run(
     def compute(seed: int, sparsity: float, word: str, rate: float) -> dict[str, Any]:
         return tuned(case(seed), *begun(seed, word)[sparsity], rate, plan.budget, seed)
 
-    for seed in seeds:
-        for sparsity, grid in plan.rates.items():
+    for sparsity, grid in plan.rates.items():
+        for seed in seeds:
             tried: dict[Way, dict[str, Any]] = {}
 
             def attempt(

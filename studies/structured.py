@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy
 import torch
-from pruning import ResNet, hits
+from pruning_models import ResNet, hits
 from runs import ROOT, Cells, data_folder, proportion, read, require_hash
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dynaxx.compress.structured import StructuredResult, eigendamage, shrink
+from dynaxx.compress.structured.shrink import facts, first_batch
 from dynaxx.compress.training import fit
 from dynaxx.model.calibrate import calibrate
 
@@ -44,6 +45,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "random": {"criterion": "random"},
     "EigenDamage": {"curvature": "kfac"},
     "EigenDamage, EKFAC": {"curvature": "ekfac"},
+    "EigenDamage, 4 rounds": {"curvature": "kfac", "rounds": 4, "between": False},
+    "EigenDamage, 4 rounds, trained between": {"curvature": "kfac", "rounds": 4, "between": True},
 }
 
 
@@ -110,25 +113,49 @@ def _standardised(images: Any) -> Tensor:
 def one(load_case: Any, method: str, reduction: float, sizes: Sizes) -> dict[str, Any]:
     """One method at one reduction: what it saves, and accuracy before and after fine-tuning."""
     case = load_case()
-    options, result = METHODS[method], None
-    if "curvature" in options:
+    options = METHODS[method]
+    batches = case.batches(sizes.train)
+    if "rounds" in options:
+        model, about = in_rounds(case, reduction, sizes, **options)
+        batches = batches[options["rounds"] - 1 :: options["rounds"]] if options["between"] else batches
+    elif "curvature" in options:
         images = sizes.turned if options["curvature"] == "ekfac" else sizes.scored
         result = eigendamage(case.model, case.batches(images), reduction=reduction, repeats=sizes.repeats, **options)
         if images != sizes.scored:
             calibrate(result.model, case.batches(sizes.scored))
+        model, about = result.model, _facts(result)
     else:
         result = shrink(case.model, case.batches(sizes.scored), reduction=reduction, repeats=sizes.repeats, **options)
-    found = {"dense": hits(case.model, case.test), "before": hits(result.model, case.test), **_facts(result)}
+        model, about = result.model, _facts(result)
+    found = {"dense": hits(case.model, case.test), "before": hits(model, case.test), **about}
     if sizes.epochs:
-        batches = case.batches(sizes.train)
-        fit(result.model, batches, epochs=sizes.epochs, lr=sizes.lr)
-        found["after"] = hits(result.model.eval(), case.test)
+        fit(model, batches, epochs=sizes.epochs, lr=sizes.lr)
+        found["after"] = hits(model.eval(), case.test)
     return found | {"count": len(case.test[1])}
 
 
+def in_rounds(
+    case: Case, reduction: float, sizes: Sizes, curvature: str, rounds: int, between: bool
+) -> tuple[nn.Module, dict[str, Any]]:
+    """EigenDamage in steps that each leave the same share of the operations. ``between``: the images of the
+    fine-tuning are dealt out to the rounds, and trained on after each of them but the last.
+    """
+    scored, batches = case.batches(sizes.scored), case.batches(sizes.train)
+    model, left, predicted = case.model, 1.0, 0.0  # left: share of the dense model's operations
+    for j in range(1, rounds + 1):
+        step = 1 - (1 - reduction) ** (j / rounds) / left
+        result = eigendamage(model, scored, reduction=step, curvature=curvature, repeats=0)
+        counted, model = result.report["flops"], result.model
+        left, predicted = left * counted["small"] / counted["dense"], predicted + (result.predicted_loss_increase or 0)
+        if between and j < rounds and sizes.epochs:
+            fit(model, batches[j - 1 :: rounds], epochs=sizes.epochs, lr=sizes.lr)
+    found = facts(case.model, model, first_batch(model, scored), None, sizes.repeats)
+    return model, found | {"predicted": predicted}
+
+
 def _facts(result: StructuredResult) -> dict[str, Any]:
-    facts = {name: result.report[name] for name in ("parameters", "flops", "bytes", "latency")}
-    return facts | {"predicted": result.predicted_loss_increase}
+    found = {name: result.report[name] for name in ("parameters", "flops", "bytes", "latency")}
+    return found | {"predicted": result.predicted_loss_increase}
 
 
 def run(methods: Sequence[str], reductions: Sequence[float], folder: Path, data: Path, sizes: Sizes) -> dict[str, Any]:

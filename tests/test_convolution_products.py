@@ -48,6 +48,19 @@ def test_products(params, saving):
     assert oracles.distance(F @ v, fisher[index][:, index] @ v) < 1e-10
 
 
+@pytest.mark.parametrize("saving", [False, True])
+@pytest.mark.parametrize("params", [None, ["first.bias"], ["second.weight"], ["first.weight", "third.bias"]])
+def test_products_with_the_hessian(params, saving):
+    """Where the reverse pass is differentiated in everything."""
+    labels = torch.tensor([0, 2, 1])
+    H = dynaxx.hessian(Net(saving), (X, labels), functional.cross_entropy, params=params)
+    wanted = oracles.hessian(Net(), (X, labels), functional.cross_entropy)
+    where = oracles.offsets(Net())
+    index = torch.cat([torch.arange(where[name].start, where[name].stop) for name in H.names])
+    v = torch.randn(H.shape[0], 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    assert oracles.distance(H @ v, wanted[index][:, index] @ v) < 1e-10
+
+
 @pytest.mark.parametrize("space", [1, 2, 3])
 def test_unbatched_and_autocast_calls_are_left_alone(space):
     """Within one example of a model, an image without a batch axis."""
@@ -55,7 +68,7 @@ def test_unbatched_and_autocast_calls_are_left_alone(space):
 
     convolve = [functional.conv1d, functional.conv2d, functional.conv3d][space - 1]
     x, weight = torch.randn(2, *[5] * space), torch.randn(3, 2, *[2] * space, requires_grad=True)
-    with LeanConvolutions():
+    with LeanConvolutions(linear=True):
         alone, batched = convolve(x, weight), convolve(x[None], weight)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert convolve(x[None], weight).dtype == torch.bfloat16
@@ -73,6 +86,20 @@ class Count(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.number += "convolution" in func.__name__
         return func(*args, **(kwargs or {}))
+
+
+def test_a_hessian_product_takes_no_convolution_too_many():
+    """Two for the derivative of the reverse pass (one for the first layer), one for what it says of weights and one
+    for inputs that have derivatives, and the two reverse passes behind it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 3, 10), nn.Flatten())
+    H = dynaxx.hessian(model.double().eval(), (X, torch.tensor([0, 2, 1])), functional.cross_entropy)
+    v = torch.ones(H.shape[0], dtype=torch.float64)
+    H @ v  # keeps the graph
+    with Count() as counted:
+        H @ v
+    first, second, reverse = 1, 4, 2
+    assert counted.number == first + second + reverse
 
 
 def test_a_product_takes_no_convolution_too_many():

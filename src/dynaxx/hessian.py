@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynaxx.assembly.convolution import LeanConvolutions
 from dynaxx.errors import InputError, choose
 from dynaxx.fisher import module_groups
 from dynaxx.model.data import Batch, Data
@@ -90,22 +91,26 @@ class Hessian(Operator):
         self.parameters = list(network.parameters.values())
         self._versions = network.versions()
         self._kept: tuple[int, tuple[Tensor, ...]] | None = None
+        self._ready: Tensor | None = None  # the loss of data that is one batch, with its graph: taken once
         self._sums: bool | None = None
         super().__init__(network.layout, self._count(), definite=False)
 
     def _count(self) -> int:
         total = 0
-        with self.network.guarded():
+        with self.network.guarded(twice=True):
             for batch in self.data:
                 if total == 0:
                     require_deterministic(self.network, batch)
-                    self._total(batch)
+                    loss = self._total(batch)
                 total += batch.count
+        if self.data.single:
+            self._ready = loss
         return total
 
     def _total(self, batch: Batch) -> Tensor:
         """Sum over the batch's examples of the loss."""
-        output = self.network.raw(batch)
+        with LeanConvolutions(linear=False):
+            output = self.network.raw(batch)
         targets = () if batch.targets is None else (batch.targets,)
         try:
             value = self.loss(output, *targets)
@@ -156,8 +161,9 @@ class Hessian(Operator):
             yield self._kept
             return
         for batch in self.data:
+            loss, self._ready = self._total(batch) if self._ready is None else self._ready, None
             gradients = torch.autograd.grad(
-                self._total(batch), self.parameters, create_graph=True, allow_unused=True, materialize_grads=True
+                loss, self.parameters, create_graph=True, allow_unused=True, materialize_grads=True
             )
             if self.data.single:
                 self._kept = (batch.count, gradients)

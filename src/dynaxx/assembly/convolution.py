@@ -3,7 +3,8 @@
 J v is the derivative of g(u) = J^T u with respect to u. For a convolution that takes two convolutions, one of the
 input with v's weight and one of v's input with the weight. torch's double backward also makes the derivatives with
 respect to weight and input, which nobody asked for here, at the price of two more (torch 2.13: its output mask does
-not save the work). Only for graphs that are differentiated in u and in nothing else the second time.
+not save the work). A Hessian does ask for them; torch then makes the weight's as a forward convolution whose kernel
+is the whole map, where the gradient that every training takes is faster.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ _SPACE = {functional.conv1d: 1, functional.conv2d: 2, functional.conv3d: 3}
 
 
 class LeanConvolutions(TorchFunctionMode):
-    """Convolutions called inside are replaced by ones of the same value and first derivative."""
+    """Convolutions called inside are replaced by ones of the same value and first derivative.
+
+    Args:
+        linear: the graph will be differentiated in the cotangent and in nothing else the second time; other
+            derivatives of the reverse pass are then left out, and so would be missing.
+    """
+
+    def __init__(self, linear: bool) -> None:
+        super().__init__()
+        self.linear = linear
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -28,7 +38,7 @@ class LeanConvolutions(TorchFunctionMode):
         if space is not None and not torch.is_autocast_enabled(args[0].device.type if args else "cpu"):
             x, weight, bias, *sizes = _arguments(space, *args, **(kwargs or {}))
             if x.dim() == space + 2 and not isinstance(sizes[1], str):
-                return _Forward.apply(x, weight, bias, *sizes)
+                return _Forward.apply(x, weight, bias, self.linear, *sizes)
         return func(*args, **(kwargs or {}))
 
 
@@ -50,37 +60,32 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[Any, 
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *sizes: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, linear: bool, *sizes: Any) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.sizes = sizes
+        ctx.linear, ctx.sizes = linear, sizes
         return _convolve(x, weight, bias, sizes)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = _Reverse.apply(g, *ctx.saved_tensors, ctx.needs_input_grad[:3], *ctx.sizes)
-        return *gradients, *(None for _ in ctx.sizes)
+        gradients = _Reverse.apply(g, *ctx.saved_tensors, ctx.needs_input_grad[:3], ctx.linear, *ctx.sizes)
+        return *gradients, None, *(None for _ in ctx.sizes)
 
 
 class _Reverse(torch.autograd.Function):
-    """g -> its gradients in (x, weight, bias), linear in g."""
+    """g -> its gradients in (x, weight, bias), linear in g, x and weight each."""
 
     @staticmethod
     def forward(
-        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...], *sizes: Any
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...], linear: bool, *sizes: Any
     ) -> tuple[Tensor | None, ...]:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(g if not linear else None, x, weight)
         ctx.sizes, ctx.shape = sizes, g.shape
         ctx.set_materialize_grads(False)
-        stride, padding, dilation, groups = sizes
-        return tuple(
-            torch.ops.aten.convolution_backward(
-                g, x, weight, [len(weight)], stride, padding, dilation, False, [0] * len(stride), groups, wanted
-            )
-        )
+        return _gradients(g, x, weight, wanted, sizes)
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        g, x, weight = ctx.saved_tensors
         vx, vweight, vbias = v
         total: Tensor | None = None
         if vweight is not None:
@@ -90,4 +95,21 @@ class _Reverse(torch.autograd.Function):
         if vx is not None:
             inside = _convolve(vx, weight, None, ctx.sizes)
             total = inside if total is None else inside.add_(total)
-        return total, None, None, None, *(None for _ in ctx.sizes)
+        of_x = of_weight = None
+        if g is not None and vweight is not None and ctx.needs_input_grad[1]:
+            of_x = _gradients(g, x, vweight, (True, False, False), ctx.sizes)[0]
+        if g is not None and vx is not None and ctx.needs_input_grad[2]:
+            of_weight = _gradients(g, vx, weight, (False, True, False), ctx.sizes)[1]
+        return total, of_x, of_weight, None, None, *(None for _ in ctx.sizes)
+
+
+def _gradients(
+    g: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...], sizes: tuple[Any, ...]
+) -> tuple[Tensor | None, ...]:
+    stride, padding, dilation, groups = sizes
+    none = [0] * len(stride)
+    return tuple(
+        torch.ops.aten.convolution_backward(
+            g, x, weight, [len(weight)], stride, padding, dilation, False, none, groups, wanted
+        )
+    )

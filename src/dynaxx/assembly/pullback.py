@@ -96,7 +96,7 @@ class Pullback:
             yield self._kept
             return
         for batch in self.sweeper.data:
-            with LeanConvolutions():
+            with LeanConvolutions(linear=True):
                 output = self.network(batch)
             u = torch.zeros_like(output.z, requires_grad=True)
             g: tuple[Tensor, ...] = ()

@@ -11,8 +11,8 @@ from compress.structured.resnet import ResNet
 from dynaxx import likelihoods
 from dynaxx.assembly.sweep import Sweeper
 from dynaxx.compress.measure import flops
-from dynaxx.compress.structured import Bottleneck, eigendamage
-from dynaxx.compress.structured.bottleneck import turned
+from dynaxx.compress.structured import Bottleneck, StructuredResult, eigendamage
+from dynaxx.compress.structured.bottleneck import sides, turned
 from dynaxx.compress.structured.eigenbasis import Price, direction_scores, positions, turn
 from dynaxx.estimators import resolve
 from dynaxx.model.data import Data, read_batch
@@ -64,6 +64,25 @@ def test_fewer_directions_are_the_projected_weight(name):
     small = turned(layer, right, left)
     torch.testing.assert_close(small(x), projected(x), rtol=1e-9, atol=1e-12)
     assert (small.core.weight.shape[1], small.core.weight.shape[0]) == (2, 2)
+
+
+@pytest.mark.parametrize("parts", ["in", "out", "both"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_bottleneck_turned_again_is_projected_in_its_core(name, parts):
+    layer, x = made(name)
+    outputs, inputs = layer.weight.shape[:2]
+    first = turned(layer, None if parts == "out" else basis(inputs)[:, :3], None if parts == "in" else basis(outputs))
+    wide, deep, _ = sides(first.core)
+    same = turned(first, basis(wide), basis(deep))
+    torch.testing.assert_close(same(x), first(x), rtol=1e-9, atol=1e-12)
+    left, right = basis(deep)[:, :2], basis(wide)[:, :2]
+    projected = copy.deepcopy(first)
+    with torch.no_grad():
+        weight = torch.einsum("po,oi...,ij->pj...", left @ left.T, first.core.weight, right @ right.T)
+        projected.core.weight.copy_(weight)
+    small = turned(first, right, left)
+    torch.testing.assert_close(small(x), projected(x), rtol=1e-9, atol=1e-12)
+    assert [len(small), *small.sizes] == [3, 2, 2]
 
 
 def test_making_one_draws_no_random_numbers():
@@ -145,7 +164,7 @@ def test_prices_are_what_the_counter_counts(name):
     likelihood = "gaussian"
     flat = nn.Sequential(layer, nn.Flatten()).eval()
     turned_layer = turn_layers(flat, x, likelihood)["0"]
-    price = Price(turned_layer, flops(model, batch)["0"], positions(model, ["0"], batch)["0"])
+    price = Price(turned_layer, flops(model, batch)["0"], positions(model, ["0"], batch)["0"], layer)
     outputs, inputs = layer.weight.shape[:2]
     tried = set()
     for inner in range(1, inputs + 1):
@@ -160,6 +179,27 @@ def test_prices_are_what_the_counter_counts(name):
             tried.add((enter, leave))
     assert (False, False) in tried
     assert len(tried) >= 3
+
+
+@pytest.mark.parametrize("ends", [(2, None), (None, 2), (2, 2)])
+def test_prices_of_a_bottleneck_are_what_the_counter_counts(ends):
+    layer, x = made("plain")
+    first = turned(layer, *(size and basis(side)[:, :size] for size, side in zip(ends, (3, 5), strict=True)))
+    model, batch = nn.Sequential(first, nn.Flatten()).eval(), read_batch(x, torch.device("cpu"))
+    core = turn_layers(model, x, "gaussian", names=("0.core",))["0.core"]
+    counted = flops(model, batch)
+    price = Price(core, counted["0.core"], positions(model, ["0.core"], batch)["0.core"], first)
+    assert price.dense == pytest.approx(counted[""])
+    inputs, outputs, _ = sides(first.core)
+    for inner in range(1, inputs + 1):
+        for outer in range(1, outputs + 1):
+            cost, enter, leave = price.best(inner, outer)
+            tried = {(False, False): counted[""]}  # as it is; what is there must stay
+            for way in [(ends[0] is not None or a, ends[1] is not None or b) for a in (0, 1) for b in (0, 1)]:
+                form = Bottleneck(first, inner if way[0] else None, outer if way[1] else None)
+                tried[way] = flops(nn.Sequential(form), batch)[""]
+            assert cost == pytest.approx(min(tried.values()))
+            assert cost == pytest.approx(tried[enter, leave])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -188,6 +228,25 @@ def test_reduction_is_met_and_the_dense_model_is_left_as_it_was(curvature):
     assert not any(module._forward_hooks for module in model.modules())
     total = sum(row["predicted"] for row in report["layers"])
     assert total == pytest.approx(result.predicted_loss_increase)
+
+
+def test_rounds_go_on_from_bottlenecks_and_are_loaded_into_the_dense_model(tmp_path):
+    model, x = net()
+    first = eigendamage(model, x, reduction=0.25, repeats=0)
+    second = eigendamage(first.model, x, reduction=0.25, repeats=0)
+    assert second.report["flops"]["dense"] == first.report["flops"]["small"]
+    assert second.report["flops"]["small"] <= 0.75 * first.report["flops"]["small"]
+    parts = {name: part for name, part in second.model.named_modules() if isinstance(part, Bottleneck)}
+    assert not any(isinstance(inside, Bottleneck) for part in parts.values() for inside in part)
+    assert second.architecture.bottlenecks.keys() >= first.architecture.bottlenecks.keys()
+    again = any(  # some core is smaller than it was
+        (size or 99) < (old or 99)
+        for name, sizes in first.architecture.bottlenecks.items()
+        for size, old in zip(second.architecture.bottlenecks[name], sizes, strict=True)
+    )
+    assert again
+    loaded = StructuredResult.load(second.save(tmp_path / "second.safetensors"), lambda: net()[0])
+    assert torch.equal(loaded.model(x), second.model(x))
 
 
 def test_small_eigendirections_are_cheaper_than_random_ones():

@@ -24,7 +24,8 @@ class Bottleneck(nn.Sequential):
     The last of them has the bias. Weights hold nothing until ``turned`` or ``load_state_dict`` fills them.
 
     Args:
-        layer: nn.Linear or nn.Conv2d with groups=1, whose sizes, bias, dtype and device are taken over.
+        layer: nn.Linear or nn.Conv2d with groups=1, or a bottleneck of one, whose sizes, bias, dtype and device are
+            taken over.
         inner: directions of the input that are kept; None where the core reads the input itself.
         outer: directions of the output that are kept; None where the core writes the output itself.
 
@@ -40,22 +41,27 @@ class Bottleneck(nn.Sequential):
     def __init__(self, layer: nn.Module, inner: int | None, outer: int | None) -> None:
         inputs, outputs, _ = sides(layer)
         first, last = inputs if inner is None else inner, outputs if outer is None else outer
-        held: Any = layer
-        bias = held.bias is not None
+        like, bias = core_of(layer), _last(layer).bias is not None
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         if inner is not None:
-            parts["enter"] = _like(layer, inputs, inner, False, core=False)
-        parts["core"] = _like(layer, first, last, bias and outer is None, core=True)
+            parts["enter"] = _like(like, inputs, inner, False, core=False)
+        parts["core"] = _like(like, first, last, bias and outer is None, core=True)
         if outer is not None:
-            parts["leave"] = _like(layer, last, outputs, bias, core=False)
+            parts["leave"] = _like(like, last, outputs, bias, core=False)
         super().__init__(parts)
+
+    @property
+    def sizes(self) -> tuple[int | None, int | None]:
+        """(directions of the input, of the output) that are kept, None where there is no such part."""
+        inner, outer, _ = sides(self.core)
+        return inner if hasattr(self, "enter") else None, outer if hasattr(self, "leave") else None
 
 
 def turned(layer: nn.Module, inner: Tensor | None, outer: Tensor | None) -> Bottleneck:
-    """The bottleneck of a layer's own weight.
+    """The bottleneck of a layer's own weight; of a bottleneck's core, its neighbours taking up the bases.
 
     Args:
-        inner: (I, r) orthonormal columns Q_A', or None.
+        inner: (I, r) orthonormal columns Q_A', or None. I, O: of the core, if the layer is a bottleneck.
         outer: (O, r) orthonormal columns Q_G', or None.
 
     With square bases it is the layer itself but for rounding.
@@ -65,31 +71,49 @@ def turned(layer: nn.Module, inner: Tensor | None, outer: Tensor | None) -> Bott
     >>> torch.allclose(turned(layer, None, basis)(x), layer(x))
     True
     """
-    held: Any = layer
-    made = Bottleneck(layer, *(None if basis is None else basis.shape[1] for basis in (inner, outer)))
-    core = held.weight.detach().double().reshape(*held.weight.shape[:2], -1)  # (O, I, taps)
-    parts = {}
+    own: Any = core_of(layer)
+    core = own.weight.detach().double().reshape(*own.weight.shape[:2], -1)  # (O, I, taps)
+    enter, leave = (_matrix(layer, name) for name in ("enter", "leave"))
     if inner is not None:
         inner = inner.to(core)
-        core, parts["enter"] = torch.einsum("oit,ir->ort", core, inner), inner.T
+        core = torch.einsum("oit,ir->ort", core, inner)
+        enter = inner.T if enter is None else inner.T @ enter
     if outer is not None:
         outer = outer.to(core)
-        core, parts["leave"] = torch.einsum("oit,or->rit", core, outer), outer
-    parts["core"] = core
+        core = torch.einsum("oit,or->rit", core, outer)
+        leave = outer if leave is None else leave @ outer
+    made = Bottleneck(layer, None if enter is None else len(enter), None if leave is None else leave.shape[1])
     with torch.no_grad():
-        for name, value in parts.items():
-            weight: Any = made.get_submodule(name).weight
-            weight.copy_(value.reshape(weight.shape))
-        if held.bias is not None:
-            last: Any = made[-1]
-            last.bias.copy_(held.bias)
+        for name, value in (("enter", enter), ("core", core), ("leave", leave)):
+            if value is not None:
+                weight: Any = made.get_submodule(name).weight
+                weight.copy_(value.reshape(weight.shape))
+        if _last(layer).bias is not None:
+            _last(made).bias.copy_(_last(layer).bias)
     for parameter in made.parameters():
-        parameter.requires_grad_(held.weight.requires_grad)
+        parameter.requires_grad_(own.weight.requires_grad)
     return made.train(layer.training)
+
+
+def core_of(layer: nn.Module) -> nn.Module:
+    """Of a bottleneck; any other layer is its own."""
+    return layer.get_submodule("core") if isinstance(layer, Bottleneck) else layer
+
+
+def _last(layer: nn.Module) -> Any:
+    return layer[-1] if isinstance(layer, Bottleneck) else layer
+
+
+def _matrix(layer: nn.Module, name: str) -> Tensor | None:
+    """Weight of an outer part, (outputs, inputs)."""
+    held: Any = getattr(layer, name, None) if isinstance(layer, Bottleneck) else None
+    return None if held is None else held.weight.detach().double().flatten(1)
 
 
 def sides(layer: Any) -> tuple[int, int, int]:
     """Inputs, outputs, and weights between one and the other (the kernel's entries)."""
+    if isinstance(layer, Bottleneck):
+        return sides(layer[0])[0], sides(layer[-1])[1], sides(layer.core)[2]
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features, 1
     return layer.in_channels, layer.out_channels, layer.weight[0, 0].numel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from dynaxx.assembly.kronecker import EigenvalueCollector, KroneckerCollector
 from dynaxx.assembly.sweep import Sweeper
-from dynaxx.compress.structured.bottleneck import sides
+from dynaxx.compress.structured.bottleneck import Bottleneck, sides
 from dynaxx.model.data import Batch
 from dynaxx.model.network import Predict
 from dynaxx.model.reading import forward
@@ -40,22 +41,32 @@ class Price:
     """Operations of a layer by how many directions stay, in its cheapest form.
 
     Args:
-        layer: in its eigenbasis. flops: of the layer as it is. places: input and output positions.
+        layer: in its eigenbasis; of a bottleneck, its core.
+        flops: of that as it is. places: input and output positions.
+        module: the layer; a bottleneck's ``enter`` and ``leave`` stay, and shrink with its core.
     """
 
-    def __init__(self, layer: Turned, flops: float, places: tuple[float, float]) -> None:
+    def __init__(self, layer: Turned, flops: float, places: tuple[float, float], module: nn.Module) -> None:
         self.outputs, self.inputs, self.taps = layer.weight.shape
-        self.dense, self.places = flops, places
+        self.places = places
         self.unit = flops / (self.outputs * self.inputs * self.taps * places[1])
+        self.wide_in, self.wide_out, _ = sides(module)
+        has = module.sizes if isinstance(module, Bottleneck) else (None, None)
+        self.enters, self.leaves = ((True,) if size is not None else (False, True) for size in has)
+        self.dense = self._form(self.inputs, self.outputs, self.enters[0], self.leaves[0])
+
+    def _form(self, inner: int, outer: int, enter: bool, leave: bool) -> float:
+        inputs, outputs = inner if enter else self.inputs, outer if leave else self.outputs
+        weights = inputs * outputs * self.taps * self.places[1]
+        weights += enter * self.wide_in * inner * self.places[0] + leave * outer * self.wide_out * self.places[1]
+        return self.unit * weights
 
     def best(self, inner: int, outer: int) -> tuple[float, bool, bool]:
-        """(operations, whether it has an ``enter``, whether it has a ``leave``)."""
+        """(operations, whether its input is turned, whether its output is): both False where it stays as it is."""
         forms = [(self.dense, False, False)]
-        for enter, leave in ((True, False), (False, True), (True, True)):
-            inputs, outputs = inner if enter else self.inputs, outer if leave else self.outputs
-            weights = inputs * outputs * self.taps * self.places[1]
-            weights += enter * self.inputs * inner * self.places[0] + leave * outer * self.outputs * self.places[1]
-            forms.append((self.unit * weights, enter, leave))
+        for enter, leave in product(self.enters, self.leaves):
+            if enter or leave:
+                forms.append((self._form(inner, outer, enter, leave), enter, leave))
         return min(forms, key=lambda form: form[0])
 
 

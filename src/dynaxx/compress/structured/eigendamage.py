@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dynaxx import estimators, likelihoods
 from dynaxx.assembly.sweep import Sweeper
 from dynaxx.compress.measure import flops, outputs
-from dynaxx.compress.structured.bottleneck import turned
+from dynaxx.compress.structured.bottleneck import Bottleneck, core_of, turned
 from dynaxx.compress.structured.eigenbasis import Price, Turned, direction_scores, positions, turn
 from dynaxx.compress.structured.result import Architecture, StructuredResult, replace
 from dynaxx.compress.structured.selection import require_reduction, select
@@ -55,10 +55,12 @@ def eigendamage(
     layers, whichever takes fewer operations; where none takes fewer than the layer, it stays as it is.
 
     Needs no dependency graph: the widths between layers do not change, so any model will do. BatchNorm's statistics are
-    re-estimated from ``data``.
+    re-estimated from ``data``. A bottleneck that is there already gives up directions of its core, with its other parts
+    taking up the new bases, so that several calls are the paper's rounds.
 
     Args:
-        model: in evaluation mode. It is not changed. Linear and Conv2d (groups=1) layers are replaced.
+        model: in evaluation mode. It is not changed. Linear and Conv2d (groups=1) layers are replaced, and bottlenecks
+            of an earlier call, whose report and predictions are then of the model given here.
         data: as for ``dynaxx.fisher``, read two or three times; a loader must not shuffle for curvature="ekfac".
         reduction: share of the operations to take away, in (0, 1).
         curvature: "kfac"; "ekfac" takes second moments of the gradients in that basis for l_G l_A^T (one more sweep).
@@ -76,8 +78,8 @@ def eigendamage(
 
     Cost: K-FAC of the weights, two eigendecompositions a layer in float64, one copy of the model.
 
-    Source: Wang et al., EigenDamage, ICML 2019, section 4 and algorithm 1; here in one round, and without the middle
-    layer where two do the same with fewer operations.
+    Source: Wang et al., EigenDamage, ICML 2019, section 4 and algorithm 1; here in one round a call, and without the
+    middle layer where two do the same with fewer operations.
 
     >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
     >>> result = eigendamage(model, torch.randn(20, 16), reduction=0.4, repeats=0)
@@ -93,16 +95,19 @@ def eigendamage(
     if not found:
         raise InputError("the model has no Linear or Conv2d layer (groups=1) of its own weight that may be replaced")
     meaning = likelihoods.resolve(likelihood)
-    network = Network(dense, meaning, [f"{name}.weight" for name in found], predict)
+    weights = {name: f"{name}.core" if isinstance(layer, Bottleneck) else name for name, layer in found.items()}
+    network = Network(dense, meaning, [f"{core}.weight" for core in weights.values()], predict)
     stream = Data(data, network.device)
     if curvature == "ekfac":
         stream.require_repeatable()
     sweeper = Sweeper(network, stream, estimators.resolve(estimator, meaning, samples=samples, seed=seed), progress)
     with unmoved(data):
-        layers, count = turn(sweeper, found, curvature)
+        cores, count = turn(sweeper, {core: dense.get_submodule(core) for core in weights.values()}, curvature)
     counted = flops(dense, few, predict)
-    places = positions(dense, layers, few, predict)
-    priced = {name: Price(layers[name], counted[name], places[name]) for name in layers if counted.get(name)}
+    places = positions(dense, cores, few, predict)
+    layers = {name: cores[core] for name, core in weights.items() if core in cores and counted.get(core)}
+    priced = {name: Price(layers[name], counted[core], places[core], found[name])
+              for name, core in weights.items() if name in layers}  # fmt: skip
     scores, ties = direction_scores({name: layers[name] for name in priced})
     rest = counted[""] - sum(price.dense for price in priced.values())
 
@@ -112,12 +117,11 @@ def eigendamage(
     masks = select(scores, ties, operations, (1 - reduction) * counted[""], cap=cap)
     small, rows = copy.deepcopy(dense), []
     kept: dict[str, dict[str, Tensor]] = {}
-    bottlenecks: dict[str, tuple[int | None, int | None]] = {}
     predicted: dict[str, float] = {}
     for name, price in priced.items():
         layer, stay = layers[name], {side: masks[f"{name}:{side}"] for side in ("in", "out")}
         _, enter, leave = price.best(int(stay["in"].sum()), int(stay["out"].sum()))
-        # a side that gets no part of its own keeps all of its directions: dropping them would save nothing
+        # a side that has no part of its own keeps all of its directions: dropping them would save nothing
         index = {side: stay[side].nonzero()[:, 0] for side, own in (("in", enter), ("out", leave)) if own}
         whole = layer.importance.new_ones(())
         if index:
@@ -125,7 +129,6 @@ def eigendamage(
             basis_out = layer.left[:, index["out"]] if leave else None
             replace(small, name, turned(found[name], basis_in, basis_out))
             kept[name] = index
-            bottlenecks[name] = (len(index["in"]) if enter else None, len(index["out"]) if leave else None)
             inside = stay["out"] if leave else torch.ones_like(stay["out"])
             across = stay["in"] if enter else torch.ones_like(stay["in"])
             whole = (inside[:, None] & across).to(layer.importance)
@@ -142,8 +145,9 @@ def eigendamage(
     report = facts(dense, small, first, predict, repeats) | {
         "criterion": "eigendamage", "curvature": curvature, "estimator": estimator, "examples": count, "seed": seed,
         "reduction": float(reduction), "layers": rows,
-        "remarks": [f"{name} stays whole: no bottleneck takes fewer operations" for name in priced if name not in kept],
+        "remarks": [f"{name} stays: no bottleneck takes fewer operations" for name in priced if name not in kept],
     }  # fmt: skip
+    bottlenecks = {name: part.sizes for name, part in small.named_modules() if isinstance(part, Bottleneck)}
     return StructuredResult(small.eval(), kept, scores, report, Architecture({}, bottlenecks), predicted)
 
 
@@ -153,14 +157,16 @@ def _replaceable(model: nn.Module, protect: Sequence[str]) -> dict[str, nn.Modul
         if name not in known:
             raise InputError(f"protect names {name!r}, which the model does not have; it has {list(known)[1:6]}...")
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    parts = {f"{name}.{part}" for name, held in known.items() if isinstance(held, Bottleneck) for part in held._modules}
     return {
         name: module
         for name, module in known.items()
         if name
-        and type(module) in (nn.Linear, nn.Conv2d)  # a subclass may be read by other ways than calling it
-        and getattr(module, "groups", 1) == 1
-        and isinstance(module._parameters.get("weight"), nn.Parameter)
-        and uses[id(module.weight)] == 1
+        and name not in parts
+        and type(core := core_of(module)) in (nn.Linear, nn.Conv2d)  # a subclass may be read otherwise than by a call
+        and getattr(core, "groups", 1) == 1
+        and isinstance(core._parameters.get("weight"), nn.Parameter)
+        and uses[id(core.weight)] == 1
         and not any(name == p or name.startswith(p + ".") for p in protect)
     }
 
