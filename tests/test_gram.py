@@ -100,7 +100,7 @@ def test_what_does_not_fit_goes_through_products(monkeypatch):
     assert oracles.distance(F.eigenvalues(3), exact(model, x)[:3]) < 1e-6
 
 
-def refuse(self):
+def refuse(self, ordered=True):
     raise dynaxx.errors.SizeError("too large")
 
 

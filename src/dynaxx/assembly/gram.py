@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from dynaxx.assembly.entries import DiagonalCollector
 from dynaxx.errors import require_memory
 from dynaxx.layout import Layout
-from dynaxx.model.rules.base import Use, inner
+from dynaxx.model.rules.base import Use, inner, mirrored
 from dynaxx.model.rules.linear import LinearWeight, Shift
 from dynaxx.model.tape import Tape
 from dynaxx.operators.base import Sampling
@@ -42,6 +43,7 @@ class InnerProducts:
     """
 
     head = False
+    streams = True
 
     def __init__(self, device: torch.device, dtype: torch.dtype = torch.float64) -> None:
         self.device, self.dtype = device, dtype
@@ -62,8 +64,12 @@ class InnerProducts:
         self.held.setdefault(first, []).append(uses)
         self._sizes[first] = len(keys), self._sizes.get(first, (0, 0))[1] + len(cotangents)
 
-    def matrix(self) -> Tensor:
-        """G^T G (M, M), rows ordered by example, then cotangent; what was kept is let go."""
+    def matrix(self, ordered: bool = True) -> Tensor:
+        """G^T G (M, M); what was kept is let go.
+
+        Args:
+            ordered: rows by example, then cotangent. Without, in any order: eigenvalues need none, and it is a copy.
+        """
         batches = [_one_map(self.held.pop(first)) for first in sorted(self.held)]
         firsts, sizes = sorted(self._sizes), [self._sizes[first] for first in sorted(self._sizes)]
         columns = max((k for _, k in sizes), default=1)
@@ -74,7 +80,7 @@ class InnerProducts:
         if len(batches) == 1:
             block = self._block(batches[0], batches[0])
             if block is not None:
-                return block.permute(1, 0, 3, 2).reshape(count * columns, -1)
+                return (block.permute(1, 0, 3, 2) if ordered else block).reshape(count * columns, -1)
         total = torch.zeros(count, columns, count, columns, dtype=self.dtype, device=self.device)
         for i, (first, (n, k)) in enumerate(zip(firsts, sizes, strict=True)):
             for j in range(i, len(firsts)):
@@ -93,6 +99,8 @@ class InnerProducts:
         for name in [name for name in left if name in right]:  # in one order: sums of floats depend on it
             block = inner(left[name], right[name], self.dtype)
             total = block if total is None else total.add_(block)
+        if total is not None and left is right:
+            mirrored(total.flatten(2).flatten(0, 1))
         return total
 
 
@@ -103,6 +111,7 @@ class GramCollector:
     """
 
     head = False
+    streams = True
 
     def __init__(self, layout: Layout, source: Rows) -> None:
         self.layout, self.source = layout, source
@@ -133,16 +142,25 @@ def _alike(batches: Sequence[Uses]) -> bool:
 
 
 def _joined(pieces: Sequence[Uses], axis: int) -> Uses:
-    """Uses of several pieces as one: along the cotangents (axis 0 of g) or along the examples (axis 1)."""
+    """Uses of several pieces as one: along the cotangents (axis 0 of g) or along the examples (axis 1). The pieces are
+    taken apart on the way, so that little is held twice."""
     if len(pieces) == 1:
         return dict(pieces[0])
+    last: tuple[list[Any], Tensor] | None = None
+
+    def join(tensors: list[Any], along: int) -> Tensor:
+        nonlocal last
+        if last is None or any(one is not other for one, other in zip(last[0], tensors, strict=True)):
+            last = tensors, torch.cat(tensors, along)
+        return last[1]  # a bias comes after its weight and shares its cotangents
+
     out: Uses = {}
-    for name, held in pieces[0].items():
+    for name in list(pieces[0]):
+        held = [piece.pop(name) for piece in pieces]
         out[name] = []
-        for number, use in enumerate(held):
-            others = [piece[name][number] for piece in pieces]
-            a = torch.cat([other.a for other in others]) if axis and use.a is not None else use.a
-            out[name].append(Use(use.rule, a, torch.cat([other.g for other in others], axis)))
+        for uses in zip(*held, strict=True):
+            a = join([use.a for use in uses], 0) if axis and uses[0].a is not None else uses[0].a
+            out[name].append(Use(uses[0].rule, a, join([use.g for use in uses], axis)))
     return out
 
 
@@ -151,10 +169,12 @@ def _one_map(chunks: Sequence[Uses]) -> Uses:
     one product, not two."""
     alone = {name: held[0] for name, held in chunks[0].items() if len(held) == 1}
     biases = {id(use.g): name for name, use in alone.items() if isinstance(use.rule, Shift)}
+    weights = {name: biases[id(use.g)] for name, use in alone.items()
+               if isinstance(use.rule, LinearWeight) and id(use.g) in biases}  # fmt: skip
+    del alone
     out = _joined(chunks, 0)
-    for name, use in alone.items():
-        bias = biases.get(id(use.g)) if isinstance(use.rule, LinearWeight) else None
-        if bias is not None:
-            out[name] = [Use(use.rule, torch.cat([use.a, use.a.new_ones(*use.a.shape[:2], 1)], 2), out[name][0].g)]
-            del out[bias]
+    for name, bias in weights.items():
+        (use,) = out[name]
+        out[name] = [Use(use.rule, torch.cat([use.a, use.a.new_ones(*use.a.shape[:2], 1)], 2), use.g)]
+        del out[bias]
     return out

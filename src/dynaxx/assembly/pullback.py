@@ -207,17 +207,14 @@ class Pullback:
         return totals.T
 
     def inner_products(self) -> Tensor | None:
-        """G^T G (M, M) in the model's precision, at least float32, rows as in ``to_rows``; None where it, or what it
-        is made of, would not fit in memory, or where rows are sums over groups."""
+        """G^T G (M, M) in the model's precision, at least float32, rows in any order; None where it, or what it is
+        made of, would not fit in memory, or where rows are sums over groups."""
         if self.estimator.group != 1:
             return None
         collector = InnerProducts(self.layout.device, torch.promote_types(self.layout.dtype, torch.float32))
         try:
-            with self.network.guarded():
-                for tape, keys in self.sweeper.tapes():
-                    for cotangents in self.sweeper.chunks(tape, keys):
-                        collector.add(tape, keys, cotangents)
-            return collector.matrix()
+            self.sweeper.feed([collector])
+            return collector.matrix(ordered=False)
         except SizeError:
             return None
 

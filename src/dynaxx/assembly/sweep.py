@@ -26,17 +26,22 @@ ERROR_DRAWS = (16, 128)  # example draws behind the standard error of a trace, a
 ERROR_ENTRIES = 2**22  # pulled entries that are cheap whatever the sweep itself costs
 
 
-class Collector(Protocol):
-    """What a form gathers while the sweep goes by.
-
-    ``head``: whether it takes the head's share in closed form, so that nothing of it is sampled. It may say
-    ``streams = True``: that it takes cotangents one after another as cheaply as together.
+class Gatherer(Protocol):
+    """What listens while the sweep goes by. It may say ``streams = True``: that it takes cotangents one after another
+    as cheaply as together.
     """
-
-    head: bool
 
     def add(self, tape: Tape, keys: Tensor, cotangents: Tensor) -> None:
         """Take in one chunk of cotangents (K, N, P, C) of one batch."""
+
+
+class Collector(Gatherer, Protocol):
+    """What makes a form of it.
+
+    ``head``: whether it takes the head's share in closed form, so that nothing of it is sampled.
+    """
+
+    head: bool
 
     def finish(self, count: int, sampling: Sampling | None) -> Operator:
         """The operator, as the mean over ``count`` examples."""
@@ -108,6 +113,19 @@ class Sweeper:
         self, collectors: Sequence[Collector], each: Callable[[Tape, Tensor], None] | None = None
     ) -> list[Operator]:
         """One sweep, one operator per collector; ``each`` is called once with every tape and its example indices."""
+        count, first = self.feed(collectors, each)
+        with without_autocast(self.network):
+            operators = [
+                collector.finish(count, self.sampling(first, count, collector.head)) for collector in collectors
+            ]
+        for operator in operators:
+            _require_finite(operator)
+        return operators
+
+    def feed(
+        self, collectors: Sequence[Gatherer], each: Callable[[Tape, Tensor], None] | None = None
+    ) -> tuple[int, Batch | None]:
+        """Every collector takes in every batch: how many examples there were, and the first batch."""
         count, first = 0, None
         streams = all(getattr(collector, "streams", False) for collector in collectors)
         limit = STREAM_BYTES if streams else COTANGENT_BYTES
@@ -121,13 +139,7 @@ class Sweeper:
                         for collector in collectors:
                             collector.add(tape, keys, cotangents)
                 count += len(keys)
-        with without_autocast(self.network):
-            operators = [
-                collector.finish(count, self.sampling(first, count, collector.head)) for collector in collectors
-            ]
-        for operator in operators:
-            _require_finite(operator)
-        return operators
+        return count, first
 
     def sampling(
         self, first: Batch | None, count: int, head: bool = False, drawn: Tensor | None = None

@@ -50,7 +50,8 @@ class Categorical(Likelihood):
         y = self._aligned(z, y)
         p = SimplexPoint(z).p.expand(*y.shape, z.shape[-1])
         others = p.scatter(-1, y.unsqueeze(-1), 0.0)
-        return (-others).scatter(-1, y.unsqueeze(-1), others.sum(-1, keepdim=True))
+        total = others.sum(-1, keepdim=True)
+        return others.neg_().scatter_(-1, y.unsqueeze(-1), total)
 
     def uniform_shape(self, z: Tensor) -> tuple[int, ...]:
         """One number per position: (...)."""

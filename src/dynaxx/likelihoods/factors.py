@@ -20,7 +20,7 @@ from dynaxx.likelihoods.simplex import SimplexPoint
 def symmetric(point: SimplexPoint, xi: Tensor) -> Tensor:
     """u = s xi - p (s.xi) for xi of shape (..., C), u_t by balance."""
     noise = point.root * xi
-    return point.balance(noise - point.p * noise.sum(-1, keepdim=True))
+    return point.balance(torch.addcmul(noise, point.p, noise.sum(-1, keepdim=True), value=-1))
 
 
 def householder(point: SimplexPoint, xi: Tensor) -> Tensor:

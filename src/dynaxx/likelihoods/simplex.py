@@ -38,42 +38,74 @@ class SimplexPoint:
     """
 
     def __init__(self, z: Tensor) -> None:
-        peak, top = z.max(-1, keepdim=True)
-        self.z, self.peak = z, peak
-        self.top = top
-        self.is_top = torch.zeros_like(z, dtype=torch.bool).scatter(-1, top, True)
-        self.shift = z - peak
-        others = self.shift.masked_fill(self.is_top, -torch.inf)
-        self.alone = torch.isneginf(others.amax(-1, keepdim=True))
+        self.z = z
+
+    @cached_property
+    def _largest(self) -> tuple[Tensor, Tensor]:
+        peak, top = self.z.max(-1, keepdim=True)
+        return peak, top
+
+    @property
+    def peak(self) -> Tensor:
+        """z_t, shape (..., 1)."""
+        return self._largest[0]
+
+    @property
+    def top(self) -> Tensor:
+        """t, the most likely class, shape (..., 1)."""
+        return self._largest[1]
+
+    @cached_property
+    def is_top(self) -> Tensor:
+        """Where t is, bool of shape (..., C)."""
+        return torch.zeros_like(self.z, dtype=torch.bool).scatter(-1, self.top, True)
+
+    @cached_property
+    def _others(self) -> Tensor:
+        return (self.z - self.peak).masked_fill(self.is_top, -torch.inf)
+
+    @cached_property
+    def alone(self) -> Tensor:
+        """Whether no other class can happen, bool of shape (..., 1)."""
+        return torch.isneginf(self._others.amax(-1, keepdim=True))
+
+    @cached_property
+    def log_odds(self) -> Tensor:
+        """log of delta / (1 - delta), shape (..., 1)."""
         # the filled zeros keep the derivative of a lone class from becoming inf - inf
-        tail = torch.logsumexp(others.masked_fill(self.alone, 0.0), -1, keepdim=True)
-        self.log_odds = tail.masked_fill(self.alone, -torch.inf)
-        self.log_normaliser = peak + functional.softplus(self.log_odds)
+        tail = torch.logsumexp(self._others.masked_fill(self.alone, 0.0), -1, keepdim=True)
+        return tail.masked_fill(self.alone, -torch.inf)
+
+    @cached_property
+    def log_normaliser(self) -> Tensor:
+        """log of the sum of exp z, shape (..., 1)."""
+        return self.peak + functional.softplus(self.log_odds)
 
     def pick(self, v: Tensor) -> Tensor:
         """v_t, shape (..., 1), for v of shape (..., C) or broadcastable to it."""
         return _entry(v, self.top)
 
     def balance(self, u: Tensor) -> Tensor:
-        """u with u_t := -sum of the others: what is in the range of I(z) sums to zero, and u_t alone loses digits."""
+        """u, changed to u_t := -sum of the others: what is in the range of I(z) sums to zero, and u_t alone loses
+        digits."""
         top = self.top.expand(*u.shape[:-1], 1)
-        rest = u.scatter(-1, top, 0.0)
-        return rest.scatter(-1, top, -rest.sum(-1, keepdim=True))
+        rest = u.scatter_(-1, top, 0.0)
+        return rest.scatter_(-1, top, -rest.sum(-1, keepdim=True))
 
     @cached_property
     def log_p(self) -> Tensor:
         """log p, shape (..., C); log p_t = -log(1 + exp(log_odds)) without cancellation."""
-        return self.shift - functional.softplus(self.log_odds)
+        return self.z - self.peak - functional.softplus(self.log_odds)
 
     @cached_property
     def p(self) -> Tensor:
-        """p, shape (..., C)."""
-        return self.log_p.exp()
+        """p, shape (..., C). Every entry is right to its last digits; only differences from one would cancel."""
+        return torch.softmax(self.z, -1)
 
     @cached_property
     def root(self) -> Tensor:
         """sqrt(p), shape (..., C), from logits: it outlives the underflow of p and has a derivative where p = 0."""
-        return (0.5 * self.log_p).exp()
+        return (0.5 * torch.log_softmax(self.z, -1)).exp_()
 
     @cached_property
     def tail(self) -> Tensor:
@@ -105,7 +137,7 @@ class SimplexPoint:
     @cached_property
     def support_size(self) -> Tensor:
         """Number of classes with a finite logit, shape (..., 1)."""
-        return (self.shift > -torch.inf).sum(-1, keepdim=True)
+        return (self.z > -torch.inf).sum(-1, keepdim=True)
 
     def apply(self, v: Tensor) -> Tensor:
         """I v = p (v - p.v)."""

@@ -20,6 +20,7 @@ GRAM_ROWS = 4096  # spectra through the Gram matrix up to this many rows: 3 deco
 # about M K / (12 T) products with F, for K cotangents and a weight shared over T positions, where Lanczos takes
 # 100 or more of them.
 TOP_ROWS = 8192
+TOP_BLOCK = 5  # columns that a matrix in memory is multiplied with at little more than the price of one
 
 
 class Source(Protocol):
@@ -127,7 +128,7 @@ class Implicit(Operator):
         if k is not None and k <= self.rows <= TOP_ROWS and self.layout.size > max(DENSE_SIZE, self.rows):
             products = self._inner_products
             if products is not None:
-                return linalg.lanczos(products, k, tolerance=tolerance).values.to(self.dtype)
+                return linalg.lanczos(products, k, tolerance=tolerance, block=min(k, TOP_BLOCK)).values.to(self.dtype)
         return super().eigenvalues(k, tolerance=tolerance)
 
     def logdet(self, damping: float) -> Estimate:

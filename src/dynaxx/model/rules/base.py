@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 CHUNK_BYTES = 2**27  # per-example gradients that exist at one time
-TILE = 128  # rows of a symmetric product that are made together
+TILE = 192  # rows of a symmetric product that are made together
 
 
 class Rule:
@@ -43,7 +43,11 @@ class Rule:
         return False
 
     def inner(self, a: Any, g: Tensor, b: Any, h: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Inner products of the gradients of two batches, shape (K, N, L, M), made and summed in ``dtype``."""
+        """Inner products of the gradients of two batches, shape (K, N, L, M), made and summed in ``dtype``.
+
+        Of a batch with itself (a is b and g is h) only the lower half of the matrix (K N, L M) need be there; the sum
+        over parameters is completed once, by ``mirrored``.
+        """
         left = rows(self.gradients(a, g)).flatten(0, 1)
         right = left if a is b and g is h else rows(self.gradients(b, h)).flatten(0, 1)
         return products([(left, right)], dtype).view(*g.shape[:2], *h.shape[:2])
@@ -126,7 +130,7 @@ def norms(uses: Sequence[Use], size: int) -> Tensor:
 
 
 def inner(left: Sequence[Use], right: Sequence[Use], dtype: torch.dtype = torch.float64) -> Tensor:
-    """Block of the Gram matrix, (K, N, L, M), made and summed in ``dtype``."""
+    """Block of the Gram matrix, (K, N, L, M), made and summed in ``dtype``; its lower half where left is right."""
     if len(left) == len(right) == 1:
         return left[0].rule.inner(left[0].a, left[0].g, right[0].a, right[0].g, dtype)
     one = rows(gradients(left))
@@ -138,10 +142,10 @@ def inner(left: Sequence[Use], right: Sequence[Use], dtype: torch.dtype = torch.
 def products(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
     """Sum over pairs of L R^T for rows L (m, s) and R (n, s), made and summed in ``dtype``.
 
-    Pairs of one tensor with itself cost half: only tiles on and below the diagonal are multiplied.
+    Pairs of one tensor with itself cost half: only tiles on and below the diagonal are multiplied, the others are zero
+    until ``mirrored`` fills them.
     """
     total: Tensor | None = None
-    symmetric = False
     for left, right in pairs:
         symmetric = left is right
         wide = left.to(dtype)
@@ -151,10 +155,18 @@ def products(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tens
         for i in range(0, len(other), TILE):
             low = i if symmetric else 0
             total[low:, i : i + TILE].addmm_(wide[low:], other[i : i + TILE].T, beta=beta)
+            if not beta:
+                total[:low, i : i + TILE] = 0
     assert total is not None
-    for i in range(TILE, len(total) if symmetric else 0, TILE):
-        total[i - TILE : i, i:] = total[i:, i - TILE : i].T
     return total
+
+
+def mirrored(matrix: Tensor) -> Tensor:
+    """A matrix known by its tiles on and below the diagonal, completed in place."""
+    for i in range(TILE, len(matrix), TILE):
+        for j in range(0, i, TILE):  # a tile at a time stays in cache, where a transposed strip does not
+            matrix[j : j + TILE, i : i + TILE] = matrix[i : i + TILE, j : j + TILE].T
+    return matrix
 
 
 def parts(uses: Sequence[Use], size: int) -> Iterator[list[Use]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dynaxx.model.rules.base import Rule, chunk, products
+from dynaxx.model.rules.base import Rule, chunk, mirrored, products
 
 
 class LinearWeight(Rule):
@@ -56,7 +56,8 @@ class LinearWeight(Rule):
             # <g a^T, h b^T> = (g . h)(a . b)
             left, inputs = g.reshape(-1, g.shape[-1]), a[:, 0]
             outer = products([(left, left if same else h.reshape(-1, h.shape[-1]))], dtype).view(shape)
-            return outer.mul_(products([(inputs, inputs if same else b[:, 0])], dtype)[None, :, None, :])
+            between = products([(inputs, inputs if same else b[:, 0])], dtype)
+            return outer.mul_((mirrored(between) if same else between)[None, :, None, :])
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             # a slice of the outputs at a time: bounded memory, and no gradient is formed twice
