@@ -94,10 +94,10 @@ def spectrum(workload: Workload) -> Cell:
     return Cell(lambda: fisher(workload, form="gram").spectrum(), answer=lambda s: s.eigenvalues)
 
 
-def step(workload: Workload, held: Any = None) -> tuple[Any, Tensor]:
+def step(workload: Workload, estimator: str, held: Any = None) -> tuple[Any, Tensor]:
     """Gradient, factors of this batch, and the direction from ``held`` (those of this batch without)."""
     given = workload.x, workload.y
-    F, slopes = dynaxx.fisher(workload.model, given, form="kfac", estimator=SAMPLED, gradient=True)
+    F, slopes = dynaxx.fisher(workload.model, given, form="kfac", estimator=estimator, gradient=True)
     held = F if held is None else held
     positions = workload.y[0].numel()  # the loss of the peers is a mean over positions too
     return held, F.ravel(held.solve(slopes, damping=DAMPING, method="factored")) / positions
@@ -105,15 +105,22 @@ def step(workload: Workload, held: Any = None) -> tuple[Any, Tensor]:
 
 @cell("kfac_step", "dynaxx")
 def kfac_step(workload: Workload) -> Cell:
-    return Cell(lambda: step(workload)[1], answer=lambda direction: direction)
+    """From the observed labels' scores, as the peers' optimisers take them: not the Fisher information."""
+    return Cell(lambda: step(workload, "empirical")[1], answer=lambda direction: direction)
+
+
+@cell("kfac_step_drawn", "dynaxx")
+def kfac_step_drawn(workload: Workload) -> Cell:
+    """The Fisher information, which takes a reverse pass of its own."""
+    return Cell(lambda: step(workload, SAMPLED)[1], answer=lambda direction: direction)
 
 
 @cell("kfac_step_10", "dynaxx")
 def kfac_step_10(workload: Workload) -> Cell:
     def run() -> Tensor:
-        held, direction = step(workload)
+        held, direction = step(workload, "empirical")
         for _ in range(EVERY - 1):
-            _, direction = step(workload, held)
+            _, direction = step(workload, "empirical", held)
         return direction
 
     return Cell(run, EVERY, lambda direction: direction)

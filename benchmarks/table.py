@@ -38,8 +38,10 @@ peer reached in a survey made before this library was written, and what it aims 
 * Products with a matrix are timed as one operator made and {products} products with it, divided by {products}.
 * The row of the trace compares unlike things on purpose: peers take 50 probes over the parameters with one product each
   (or the exact diagonal), dynaxx draws one column per example in output space.{traces}
-* A K-FAC step is the gradient, the factors of that batch, damped inverses, and the preconditioned gradient; ours takes
-  gradient and factors from one forward pass. Damping differs between libraries, so these rows compare cost only.
+* A K-FAC step is the gradient, the factors of that batch, damped inverses, and the preconditioned gradient. Like the
+  peers' optimisers it takes its factors from the observed labels' scores, which is not the Fisher information but
+  shares the gradient's reverse pass; the last row draws labels instead. Damping differs between libraries, so these
+  rows compare cost only.
 
 {conditions}
 

@@ -13,18 +13,19 @@ def relative(found, wanted):
     return float((found - wanted).norm() / wanted.norm())
 
 
-def test_is_autograds_gradient_of_the_mean_loss_whatever_the_batches():
+@pytest.mark.parametrize("estimator", ["exact", "hutchinson", "empirical"])
+def test_is_autograds_gradient_of_the_mean_loss_whatever_the_batches(estimator):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)).double()
     x, y = torch.randn(7, 1, 6, 6).double(), torch.randint(4, (7,))
     wanted = torch.autograd.grad(functional.cross_entropy(model(x), y), list(model.parameters()))
     for data in ((x, y), [(x[:3], y[:3]), (x[3:], y[3:])]):
         (kfac, diagonal), found = dynaxx.fisher(
-            model, data, form=("kfac", "diagonal"), estimator="hutchinson", gradient=True
+            model, data, form=("kfac", "diagonal"), estimator=estimator, gradient=True
         )
         assert list(found) == [name for name, _ in model.named_parameters()]
         assert max(relative(a, b) for a, b in zip(found.values(), wanted, strict=True)) < 1e-12
-        alone = dynaxx.fisher(model, data, form="kfac", estimator="hutchinson")
+        alone = dynaxx.fisher(model, data, form="kfac", estimator=estimator)
         assert torch.equal(kfac.diagonal(), alone.diagonal())  # the sweep itself is as it was
         assert diagonal.count == 7
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -86,3 +87,36 @@ def test_bad_input():
         dynaxx.fisher(model, x, form="diagonal", gradient=True)
     with pytest.raises(InputError, match="implicit"):
         dynaxx.fisher(model, (x, torch.zeros(5).long()), gradient=True)
+
+
+def test_observed_labels_need_no_reverse_pass_of_their_own(monkeypatch):
+    """The scores that make the empirical metric are the loss's gradient at the outputs."""
+    made, grad = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: made.append(1) or grad(*a, **k))
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    data = torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1])
+    dynaxx.fisher(model, data, form="kfac", estimator="empirical", gradient=True)
+    assert len(made) == 1
+    dynaxx.fisher(model, data, form="kfac", estimator="monte_carlo", gradient=True)
+    assert len(made) == 1 + 2
+
+
+def test_bare_and_generic_parameters_from_the_shared_pass():
+    """Where a parameter belongs to no layer, and where a layer has no rule."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.scale, self.second = nn.Linear(3, 4), nn.Parameter(torch.rand(4)), nn.Bilinear(4, 4, 2)
+
+        def forward(self, x):
+            h = torch.tanh(self.first(x)) * self.scale
+            return self.second(h, h)
+
+    torch.manual_seed(3)
+    model, x, y = Mixed().double(), torch.randn(6, 3).double(), torch.randint(2, (6,))
+    wanted = torch.autograd.grad(functional.cross_entropy(model(x), y), list(model.parameters()))
+    F, found = dynaxx.fisher(model, (x, y), form="diagonal", estimator="empirical", gradient=True)
+    assert max(relative(a, b) for a, b in zip(found.values(), wanted, strict=True)) < 1e-12
+    alone = dynaxx.fisher(model, (x, y), form="diagonal", estimator="empirical")
+    assert torch.equal(F.diagonal(), alone.diagonal())

@@ -193,16 +193,22 @@ class Hutchinson(Estimator):
     def cotangents(self, output: Output, keys: Tensor, start: int, stop: int) -> Tensor:
         z = output.z.detach()
         signs = self._hadamard if self.probes == "hadamard" else self._rademacher
-        out = z.new_empty(stop - start, *z.shape)
+        positions, number = z.shape[1], stop - start
+
+        def some(first: int, last: int) -> Tensor:
+            part = z[:, first:last]
+            drawn = [signs(part, keys, sample, first, positions) for sample in range(start, stop)]
+            return self.matrix.factor(part, drawn[0][None] if number == 1 else torch.stack(drawn))
+
         # a few positions at a time: signs and their 64 bits never exist for a whole batch of tokens x vocabulary
-        step = max(1, SIGN_ENTRIES // max(1, len(z) * z.shape[2]))
-        for first in range(0, z.shape[1], step):
-            some = z[:, first : first + step]
-            for row, sample in enumerate(range(start, stop)):
-                out[row, :, first : first + step] = self.matrix.factor(
-                    some, signs(some, keys, sample, first, z.shape[1])
-                )
-        return _masked(out.div_(math.sqrt(self.samples)), output)
+        step = max(1, SIGN_ENTRIES // max(1, number * len(z) * z.shape[2]))
+        if step >= positions:
+            out = some(0, positions)
+        else:
+            out = z.new_empty(number, *z.shape)
+            for first in range(0, positions, step):
+                out[:, :, first : first + step] = some(first, first + step)
+        return _masked(out if self.samples == 1 else out.div_(math.sqrt(self.samples)), output)
 
     def again(self, samples: int) -> Estimator:
         twin = super().again(samples)

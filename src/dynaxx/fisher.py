@@ -92,8 +92,8 @@ def fisher(
             number of classes, where form="diagonal" would sample it; tied embeddings are handled. "sampled" keeps one
             estimator throughout, so that all forms of one seed are forms of one matrix.
         gradient: answer (F, g) with g, name -> tensor, the gradient of the mean over examples of -log p(y|x, w) from
-            the same forward pass, so that ``F.solve(g, damping=...)`` is the natural gradient. Needs labels, and a form
-            beside "implicit", which makes its passes later.
+            the same forward pass, and with "empirical" the same reverse pass, so that ``F.solve(g, damping=...)`` is
+            the natural gradient. Needs labels, and a form beside "implicit", which makes its passes later.
 
     Returns:
         An Operator, or a tuple of them; a pair with the gradient if that is wanted. See its verbs: ``F @ v``,
@@ -170,11 +170,9 @@ def fisher(
             f"gradient=True shares the forward pass of a form that makes one at once, and form={form!r} does not; add "
             f"another form, or take torch.autograd.grad"
         )
-    slopes = LossGradient(network) if gradient else None
+    slopes = LossGradient(network, chosen) if gradient else None
     if collectors:
-        made |= dict(
-            zip(collectors, sweeper.run(list(collectors.values()), slopes.add if slopes else None), strict=True)
-        )
+        made |= dict(zip(collectors, sweeper.run(list(collectors.values()), [slopes] if slopes else []), strict=True))
     sampled = made.get("diagonal")
     if isinstance(sampled, Diagonal) and chosen.samples:
         sampled.stderr = partial(diagonal_stderr, sweeper, head=head == "exact")

@@ -122,6 +122,13 @@ def test_a_method_that_draws_nothing_stands_for_every_seed(study):
     assert tables.paired({0: row([1, 0, 0, 1])}, {}, "0.9") is None
 
 
+def test_the_page_shows_the_kept_results(study):
+    page = (ROOT / "docs" / "studies" / "pruning_language.md").read_text(encoding="utf-8").splitlines()
+    made = [line for line in sys.modules["pruning_language_tables"].tables(study.RESULTS).splitlines() if "|" in line]
+    assert len(made) > 3 * 9
+    assert set(made) <= set(page)
+
+
 def test_missing_ingredients_are_said(study, tmp_path, capsys, monkeypatch):
     classifiers = sys.modules["classifiers"]
     monkeypatch.setattr(classifiers.importlib.util, "find_spec", lambda name: None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -109,11 +109,9 @@ class Sweeper:
         size = max(1, limit // max(1, tape.entries * tape.output.z.element_size()))
         return (estimator or self.estimator).chunks(tape.output, keys, size)
 
-    def run(
-        self, collectors: Sequence[Collector], each: Callable[[Tape, Tensor], None] | None = None
-    ) -> list[Operator]:
-        """One sweep, one operator per collector; ``each`` is called once with every tape and its example indices."""
-        count, first = self.feed(collectors, each)
+    def run(self, collectors: Sequence[Collector], beside: Sequence[Gatherer] = ()) -> list[Operator]:
+        """One sweep, one operator per collector; those ``beside`` them listen first."""
+        count, first = self.feed([*beside, *collectors])
         with without_autocast(self.network):
             operators = [
                 collector.finish(count, self.sampling(first, count, collector.head)) for collector in collectors
@@ -122,9 +120,7 @@ class Sweeper:
             _require_finite(operator)
         return operators
 
-    def feed(
-        self, collectors: Sequence[Gatherer], each: Callable[[Tape, Tensor], None] | None = None
-    ) -> tuple[int, Batch | None]:
+    def feed(self, collectors: Sequence[Gatherer]) -> tuple[int, Batch | None]:
         """Every collector takes in every batch: how many examples there were, and the first batch."""
         count, first = 0, None
         streams = all(getattr(collector, "streams", False) for collector in collectors)
@@ -133,8 +129,6 @@ class Sweeper:
             for tape, keys in self.tapes():
                 first = first or tape.batch
                 with without_autocast(self.network):
-                    if each is not None:
-                        each(tape, keys)
                     for cotangents in self.chunks(tape, keys, limit=limit):
                         for collector in collectors:
                             collector.add(tape, keys, cotangents)

@@ -187,6 +187,7 @@ class Tape:
         self.known = [call for call in self.calls if not set(names[call.name].values()) <= self.generic]
         self._last: Tensor | None = None
         self._uses: dict[str, list[Use]] = {}
+        self._sums: dict[str, Tensor] = {}
         self._pulled: list[tuple[Call, Tensor, Tensor]] = []
 
     @property
@@ -210,20 +211,28 @@ class Tape:
         self._pull(cotangents)
         return self._pulled
 
-    def _pull(self, cotangents: Tensor) -> None:
-        if self._last is cotangents:
+    def sums(self, cotangents: Tensor) -> dict[str, Tensor]:
+        """Gradients of every reached parameter summed over examples, for one cotangent (1, N, P, C), by name; from the
+        reverse pass that ``pulled`` needs, if they are asked for first."""
+        self._pull(cotangents, whole=True)
+        return {name: found[0] for name, found in self._sums.items()}
+
+    def _pull(self, cotangents: Tensor, whole: bool = False) -> None:
+        if self._last is cotangents and (self._sums.keys() == self.reached or not whole):
             return
-        bare = {meeting.name: get_gradient_edge(meeting.parameter) for meeting in self._met}
+        asked = self.reached if whole else {meeting.name for meeting in self._met}
+        leaves = {name: get_gradient_edge(self.network.parameters[name]) for name in asked}
         edges = [call.edge for call in self.known], [meeting.edge for meeting in self._met]
-        grads = self._gradients([*edges[0], *edges[1], *bare.values()], cotangents)
-        self._uses, met = {}, grads[len(edges[0]) : len(grads) - len(bare)]
-        wrong = self._meet(met, dict(zip(bare, grads[len(grads) - len(bare) :], strict=True)), cotangents)
+        grads = self._gradients([*edges[0], *edges[1], *leaves.values()], cotangents)
+        self._uses, met = {}, grads[len(edges[0]) : len(grads) - len(leaves)]
+        self._sums = dict(zip(leaves, grads[len(grads) - len(leaves) :], strict=True))
+        wrong = self._meet(met, self._sums, cotangents)
         if wrong:
             # taken from the arrangements themselves, so that later batches know
             for key in [key for key in self.arrangements if key[0] in wrong]:
                 del self.arrangements[key]
             self.arrange(self.arrangements)
-            self._pull(cotangents)
+            self._pull(cotangents, whole)
             return
         self._pulled = [(call, *self._arranged(call, g)) for call, g in zip(self.known, grads, strict=False)]
         for call, a, g in self._pulled:

@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dynaxx.estimate import Estimate
 from dynaxx.layout import Layout
 from dynaxx.linalg import inverse_psd
 from dynaxx.operators.base import TOLERANCE, Eigenpairs, Operator, Sampling
 from dynaxx.spectrum import Spectrum
+
+ALIGNED, WIDE = 16, 256  # entries that rows of a matrix are filled up to a multiple of, from what width on
 
 
 class _OnMatrices(Operator):
@@ -191,7 +194,7 @@ class Kronecker(_OnMatrices):
 
     def product(self, vectors: Tensor) -> Tensor:
         """G M A."""
-        return self.vectors((self.left @ self.matrices(vectors).to(self.left.dtype) @ self.right).to(self.dtype))
+        return self.vectors(_between(self.left, self.matrices(vectors), self.right).to(self.dtype))
 
     def _solve(self, vectors: Tensor, damping: float) -> Tensor:
         return self.rotated._solve(vectors, damping)
@@ -203,7 +206,7 @@ class Kronecker(_OnMatrices):
             root = math.sqrt(damping)
             self._inverses = damping, inverse_psd(self.left, root / pi), inverse_psd(self.right, pi * root)
         _, left, right = self._inverses
-        return self.vectors((left @ self.matrices(vectors).to(left.dtype) @ right).to(self.dtype))
+        return self.vectors(_between(left, self.matrices(vectors), right).to(self.dtype))
 
     def diagonal(self) -> Tensor:
         """diag(G) x diag(A)."""
@@ -236,3 +239,16 @@ class Kronecker(_OnMatrices):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The factors."""
         return {"left": self.left, "right": self.right}, {"axes": self.axes, "bias": self.bias}
+
+
+def _between(left: Tensor, matrices: Tensor, right: Tensor) -> Tensor:
+    """G M A for M (k, O, I).
+
+    A bias makes I odd, and rows that begin anywhere cost products a third of their speed: wide ones are filled up with
+    zeros.
+    """
+    matrices, width = matrices.to(left.dtype), len(right)
+    lacking = -width % ALIGNED if width > WIDE else 0
+    if lacking:
+        matrices, right = functional.pad(matrices, (0, lacking)), functional.pad(right, (0, lacking, 0, lacking))
+    return (left @ matrices @ right)[..., :width]

@@ -175,8 +175,7 @@ def _by_layer(operator: BlockDiagonal, layout: Layout, whole: Tensor | slice) ->
         inside = alive[places].nonzero()[:, 0]
         order.append(places[inside])
         if isinstance(part, (KroneckerOperator, EigenKronecker)):
-            rotated = part.rotated if isinstance(part, KroneckerOperator) else part
-            parts.append(Kronecker(rotated, inside))
+            parts.append(Kronecker(part, inside))
         elif isinstance(part, DiagonalOperator):
             parts.append(Diagonal(part.diagonal()[inside]))
         else:
