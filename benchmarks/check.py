@@ -24,7 +24,11 @@ from dynaxx.model.network import Output
 
 EXAMPLES = {"mlp": 4, "cnn": 4, "lm": 2}
 POSITIONS = 16  # of the language model
-TOLERANCE = {"hessian_product": 2e-3, **dict.fromkeys(("kfac_step", "kfac_step_10", "kfac_step_drawn"), 2e-3), "top_eigenvalues": 1e-3}
+TOLERANCE = {
+    "hessian_product": 2e-3,
+    **dict.fromkeys(("kfac_step", "kfac_step_10", "kfac_step_drawn"), 2e-3),
+    "top_eigenvalues": 1e-3,
+}
 SEEDS, PROBES = 8, 50
 DEFAULT_TOLERANCE = 1e-4  # relative; float32 against float64
 

@@ -160,7 +160,11 @@ class TestUses:
             near(base.gradients(uses), G, torch.float64)
             near(base.squares(uses, value.numel()), G.square().sum((0, 1)), torch.float64)
             near(base.norms(uses, value.numel()), base.rows(G).square().sum(2), torch.float64)
-            near(completed(base.inner(uses, uses)), torch.einsum("knp,lmp->knlm", base.rows(G), base.rows(G)), torch.float64)
+            near(
+                completed(base.inner(uses, uses)),
+                torch.einsum("knp,lmp->knlm", base.rows(G), base.rows(G)),
+                torch.float64,
+            )
 
     @pytest.mark.parametrize("size", [2, 3, 5])
     def test_groups(self, name, size, chunks):

@@ -52,7 +52,9 @@ def test_beyond_the_gram_limit_numbers_are_sampled_and_say_so(monkeypatch):
     monkeypatch.setattr("dynaxx.operators.base.DENSE_SIZE", 1)
     sampled = snapshot(net, probe)
     assert not sampled.exact
-    assert float(sampled.values["dynaxx/trace"]) == pytest.approx(float(exact.values["dynaxx/trace"]), rel=1e-9)
+    trace = sampled.values["dynaxx/trace"]
+    assert trace.samples == 4  # and not one reverse pass for every row
+    assert abs(trace - exact.values["dynaxx/trace"]) < 5 * trace.stderr
     dimension = sampled.values["dynaxx/effective_dimension"]
     assert abs(dimension - exact.values["dynaxx/effective_dimension"]) < 5 * max(dimension.stderr, 1e-6)
 

@@ -17,7 +17,7 @@ from dynaxx.model.data import IGNORE_INDEX, Batch, Data, tensors
 from dynaxx.model.network import _shifts
 from dynaxx.monitor.look import Look
 from dynaxx.monitor.sharpness import sharpness
-from dynaxx.monitor.snapshot import evaluating, spectral, spectrum_of, top_of
+from dynaxx.monitor.snapshot import evaluating, spectral, spectrum_of, top_of, trace_of
 from dynaxx.monitor.standard import standard
 from dynaxx.monitor.subject import Subject, layers
 from dynaxx.operators.base import Operator
@@ -162,7 +162,7 @@ def logit_ntk(subject: Subject) -> dict[str, float]:
     operator = spectral(fisher(subject.model, batch, form="implicit", **options), subject.memory)
     spectrum = spectrum_of(operator)
     return {
-        "dynaxx/logit_ntk/trace": operator.trace(),
+        "dynaxx/logit_ntk/trace": trace_of(operator, spectrum, subject.model, batch, options),
         "dynaxx/logit_ntk/top_eigenvalue": top_of(operator, spectrum, subject.memory),
         "dynaxx/logit_ntk/effective_rank": spectrum.effective_rank(),
     }

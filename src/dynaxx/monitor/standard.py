@@ -12,7 +12,7 @@ from dynaxx.model.data import Data
 from dynaxx.monitor import influence
 from dynaxx.monitor.economy import joined
 from dynaxx.monitor.look import Look
-from dynaxx.monitor.snapshot import evaluating, spectral, spectrum_of, top_of
+from dynaxx.monitor.snapshot import evaluating, spectral, spectrum_of, top_of, trace_of
 from dynaxx.monitor.subject import Subject, diagonal_summary, layers, of_outputs, shares
 from dynaxx.operators.gram import Gram
 from dynaxx.spectrum import SampledSpectrum, Spectrum
@@ -56,7 +56,8 @@ def standard(subject: Subject) -> Look:
         if isinstance(operator, Gram):
             return look.joined(_exact(operator, subject, prior), _layers(operator, subject, layers(network)))
         spectrum = spectrum_of(operator, subject.memory)
-        top = {"dynaxx/trace": operator.trace(), "dynaxx/top_eigenvalue": top_of(operator, spectrum, subject.memory)}
+        trace = trace_of(operator, spectrum, subject.model, subject.probe.batch, subject.options)
+        top = {"dynaxx/trace": trace, "dynaxx/top_eigenvalue": top_of(operator, spectrum, subject.memory)}
     return look.joined(Look(top | numbers(spectrum, prior)))
 
 
