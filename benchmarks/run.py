@@ -71,19 +71,22 @@ def measure_case(quantity: str, workload: str, libraries: list[str], given: argp
     import torch
     from measure import compare
     from registry import CELLS, QUANTITIES
+    from work import multiply_adds
     from workloads import SEED, gradient, make
 
     made = make(workload, given.device, batch=QUANTITIES[quantity].batch)
     baseline = made.untouched()
     gradient(baseline)
-    contestants = {}
-    for library in libraries:
-        cell = CELLS[quantity, library](made.untouched())
-        contestants[library] = (cell.run, cell.per)
+    cells = {library: CELLS[quantity, library](made.untouched()) for library in libraries}
+    contestants = {library: (cell.run, cell.per) for library, cell in cells.items()}
     repeats, seconds = given.repeats, SECONDS.get(given.repeats, SECONDS[FULL])
     figures = compare(
         contestants, lambda: gradient(baseline), repeats=repeats, device=given.device, seconds=seconds
     )  # fmt: skip
+    described = {library: {"version": version(library), **figure.as_dict()} for library, figure in figures.items()}
+    if "dynaxx" in cells:
+        unit = multiply_adds(lambda: gradient(baseline))
+        described["dynaxx"]["work"] = multiply_adds(cells["dynaxx"].run) / cells["dynaxx"].per / unit
     return {
         "quantity": quantity,
         "workload": workload,
@@ -91,10 +94,8 @@ def measure_case(quantity: str, workload: str, libraries: list[str], given: argp
         "repeats": repeats,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": machine(given.device, torch.get_num_threads()),
-        "figures": {
-            library: {"version": version(library), **figure.as_dict()} for library, figure in figures.items()
-        },
-    }  # fmt: skip
+        "figures": described,
+    }
 
 
 def worker(given: argparse.Namespace) -> None:

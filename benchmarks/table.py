@@ -38,6 +38,9 @@ peer reached in a survey made before this library was written, and what it aims 
 * Products with a matrix are timed as one operator made and {products} products with it, divided by {products}.
 * The row of the trace compares unlike things on purpose: peers take 50 probes over the parameters with one product each
   (or the exact diagonal), dynaxx draws one column per example in output space.{traces}
+* "Multiply-adds" counts those of dynaxx's products and convolutions, over those of a gradient; in float64 one counts
+  twice. A time near that has no overhead left, and a goal below it wants another algorithm. Factorisations, elementwise
+  work and memory come on top.
 * A K-FAC step is the gradient, the factors of that batch, damped inverses, and the preconditioned gradient. Like the
   peers' optimisers it takes its factors from the observed labels' scores, which is not the Fisher information but
   shares the gradient's reverse pass; the last row draws labels instead. Damping differs between libraries, so these
@@ -85,8 +88,8 @@ def number(value: float | None) -> str:
 def goals(records: dict[tuple[str, str, str], dict[str, Any]], workload: str) -> list[str]:
     """Quantity, published best, goal, ours, best peer here."""
     lines = [
-        "| quantity | best peer, published | goal | dynaxx | best peer measured here |",
-        "|---|---|---|---|---|",
+        "| quantity | best peer, published | goal | multiply-adds | dynaxx | best peer measured here |",
+        "|---|---|---|---|---|---|",
     ]
     for key, quantity in QUANTITIES.items():
         if workload not in quantity.workloads:
@@ -99,9 +102,10 @@ def goals(records: dict[tuple[str, str, str], dict[str, Any]], workload: str) ->
         best = min(peers, key=lambda library: peers[library]["median"], default=None)
         shown = "" if best is None else f"{best}: {text_of(records[key, workload, best])}"
         mine = records.get((key, workload, "dynaxx"))
+        work = (figure_of(mine) or {}).get("work")
         lines.append(
             f"| {quantity.title} | {number(quantity.best.get(workload))} | {number(quantity.goal[workload])} | "
-            f"{text_of(mine)} | {shown} |"
+            f"{number(work and round(work, 2))} | {text_of(mine)} | {shown} |"
         )
     return lines
 

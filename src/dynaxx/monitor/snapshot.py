@@ -162,8 +162,8 @@ def snapshot(
         InputError: as for ``dynaxx.fisher``; prior_precision or count is not positive.
 
     Cost: up to 4096 Gram rows two sweeps with all columns of the metric and one symmetric eigenvalue problem of that
-    size; beyond, four reverse passes for the trace, Lanczos for the top eigenvalue and stochastic Lanczos quadrature (512
-    products) for the rest.
+    size; beyond, four reverse passes for the trace, Lanczos for the top eigenvalue and 512 products (stochastic Lanczos
+    quadrature) for the rest.
 
     Source: Roy & Vetterli 2007 (effective rank); MacKay 1992 (effective dimension).
 
