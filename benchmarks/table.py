@@ -110,6 +110,48 @@ def goals(records: dict[tuple[str, str, str], dict[str, Any]], workload: str) ->
     return lines
 
 
+def standing(records: dict[tuple[str, str, str], dict[str, Any]]) -> str:
+    """Which goals are met, which are missed, and which of those lie below the multiply-adds; where a peer is ahead."""
+    met, missed, below, behind = [], [], [], []
+    for key, quantity in QUANTITIES.items():
+        for workload in quantity.workloads:
+            mine = figure_of(records.get((key, workload, "dynaxx")))
+            if mine is None:
+                continue
+            goal, name = quantity.goal[workload], f"{quantity.title} ({HEADINGS[workload]})"
+            (met if round(mine["median"], 2) <= goal else missed).append(f"{name} {mine['median']:.3g}, goal {goal:g}")
+            if mine.get("work", 0.0) > goal:
+                below.append(f"{name} {mine['work']:.3g}, goal {goal:g}")
+            for (q, w, library), record in records.items():
+                peer = figure_of(record)
+                if (q, w) == (key, workload) and library != "dynaxx" and peer and peer["median"] < mine["median"]:
+                    apart = peer["high"] < mine["low"]
+                    verdict = "ranges apart" if apart else "ranges overlap"
+                    behind.append(f"{name}: {library} {peer['median']:.3g} against {mine['median']:.3g}, {verdict}")
+    parts = [
+        (f"**Goals met**, {len(met)} of {len(met) + len(missed)}", met), ("**Missed**", missed),
+        ("**Goals that lie below the multiply-adds** of what dynaxx computes", below), ("**A peer is ahead**", behind),
+    ]  # fmt: skip
+    return "\n\n".join(f"{head}: {'; '.join(items) or 'none'}." for head, items in parts)
+
+
+def in_turns() -> list[str]:
+    """Cells that dynaxx and a peer took turns at in one process, which settles what two processes cannot."""
+    lines = ["| quantity | model | dynaxx | peer |", "|---|---|---|---|"]
+    for path in sorted(RESULTS.glob("*+*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "figures" not in record:
+            continue
+        ours, theirs = (
+            f"{f['median']:.2f} ({f['low']:.2f}-{f['high']:.2f}) †{f['repetitions']}"
+            for f in sorted(record["figures"].values(), key=lambda figure: "work" not in figure)
+        )
+        peer = next(library for library in record["figures"] if library != "dynaxx")
+        title, model = QUANTITIES[record["quantity"]].title, HEADINGS[record["workload"]]
+        lines.append(f"| {title} | {model} | {ours} | {peer}: {theirs} |")
+    return lines if len(lines) > 2 else []
+
+
 def every_peer(records: dict[tuple[str, str, str], dict[str, Any]]) -> list[str]:
     """All peers' cells, with the difference from float64 where it can be compared, or the reason there is none."""
     lines = ["| quantity | model | library | cost | relative difference |", "|---|---|---|---|---|"]
@@ -199,6 +241,9 @@ def page(records: dict[tuple[str, str, str], dict[str, Any]]) -> str:
     for workload in WORKLOADS:
         heading = HEADINGS[workload][0].upper() + HEADINGS[workload][1:]
         parts += [f"## {heading}\n", *goals(records, workload), ""]
+    parts += ["## Where it stands\n", standing(records), ""]
+    if turns := in_turns():
+        parts += ["Taking turns in one process:\n", *turns, ""]
     parts += ["## All peers\n", *every_peer(records), ""]
     return "\n".join(parts)
 
