@@ -20,6 +20,7 @@ COLOURS = {
     "OBD": "#c2571a",
     "lowest Fisher": "#9b3d8f",
     "OBS, K-FAC": "#2c7a4b",
+    "magnitude + K-FAC update": "#c9a227",
     "OBS, K-FAC, recomputed": "#1f5fa8",
 }
 TUNED = {"magnitude": "magnitude", "curvature": "OBS, K-FAC, recomputed"}

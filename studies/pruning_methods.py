@@ -36,6 +36,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "OBS, recomputed": {"criterion": "obs", "curvature": "rows"},
     "OBS, K-FAC, recomputed": {"criterion": "obs", "curvature": "kfac", "estimator": "monte_carlo"},
     "magnitude + K-FAC update": {"criterion": "magnitude", "compensation": "obs", "curvature": "kfac"},
+    "magnitude + K-FAC update, recomputed": {
+        "criterion": "magnitude",
+        "compensation": "obs",
+        "curvature": "kfac",
+        "estimator": "monte_carlo",
+    },
 }
 Norms = tuple[bool, ...]
 """BatchNorm statistics that are tried: True for new ones, False for the dense model's."""

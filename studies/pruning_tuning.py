@@ -88,7 +88,7 @@ class Plan:
     budget: Budget = Budget()
 
 
-PLANS = {"resnet20": Plan(), "resnet56": Plan({0.95: GRID, 0.9: GRID, 0.8: GRID})}
+PLANS = {"resnet20": Plan(), "resnet56": Plan({0.95: (*GRID, 0.3), 0.9: GRID, 0.8: GRID}, SPARSITIES[:-1])}
 
 
 def starts(case: Case, word: str, sizes: Sizes, seed: int, cache: Path, model: str, plan: Plan) -> dict[float, Start]:
