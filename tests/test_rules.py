@@ -127,7 +127,7 @@ def chunks(request, monkeypatch):
         monkeypatch.setattr(base, "CHUNK_BYTES", 400)
         monkeypatch.setattr(base, "TILE", 4)
         monkeypatch.setattr(convolution, "GROUPED_EXAMPLES", 2)
-        monkeypatch.setattr(convolution, "PATCH_BYTES", 400)
+        monkeypatch.setattr(convolution, "PATCHED_EXAMPLES", 2)
         assert base.chunk(150) == 2
 
 

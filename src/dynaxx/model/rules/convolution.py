@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dynaxx.model.rules.base import CHUNK_BYTES, Rule, chunk, products
+from dynaxx.model.rules.base import Rule, chunk, products
 
 GROUPED_EXAMPLES = 16  # examples in one grouped call: enough to fill the cores, few enough to stay in cache
-PATCH_BYTES = 2**21  # patches that exist at one time on a CPU: what stays in cache until all cotangents have met it
+PATCHED_EXAMPLES = 8  # examples whose patches exist at one time on a CPU, for the same reasons
 GHOST = 2  # how much slower the small products of inner products are than those of gradients
 
 
@@ -45,11 +45,12 @@ class ConvolutionWeight(Rule):
 
     def _pieces(self, a: Tensor, g: Tensor, out: Tensor | None = None) -> Iterator[tuple[int, slice, Tensor]]:
         """Per-example gradients in pieces: cotangent k, some examples, their G; made inside ``out``, if given."""
-        positions = g.shape[3:].numel()
-        patch = math.prod(self.shape[1:]) * positions * a.element_size()
-        step = max(1, (PATCH_BYTES if a.device.type == "cpu" else CHUNK_BYTES) // patch)
-        for start in range(0, len(a), GROUPED_EXAMPLES if self.groups > 1 else step):
-            some = slice(start, min(start + (GROUPED_EXAMPLES if self.groups > 1 else step), len(a)))
+        step = GROUPED_EXAMPLES
+        if self.groups == 1:
+            fitting = chunk(math.prod(self.shape[1:]) * g.shape[3:].numel() * a.element_size())
+            step = min(PATCHED_EXAMPLES, fitting) if a.device.type == "cpu" else fitting
+        for start in range(0, len(a), step):
+            some = slice(start, min(start + step, len(a)))
             seen = None if self.groups > 1 else self._patches(a[some])
             for k in range(len(g)):
                 place = None if out is None else out[k, some]
