@@ -44,29 +44,35 @@ class ConvolutionWeight(Rule):
         return G.reshape(n, *self.shape)
 
     def _pieces(self, a: Tensor, g: Tensor, out: Tensor | None = None) -> Iterator[tuple[int, slice, Tensor]]:
-        """Per-example gradients in pieces: cotangent k, some examples, their G; made inside ``out``, if given."""
+        """Per-example gradients in pieces: cotangent k, some examples, their G, which lasts until the next one; or made
+        inside ``out``, if given.
+        """
         step = GROUPED_EXAMPLES
         if self.groups == 1:
             fitting = chunk(math.prod(self.shape[1:]) * g.shape[3:].numel() * a.element_size())
             step = min(PATCHED_EXAMPLES, fitting) if a.device.type == "cpu" else fitting
+        room: tuple[Tensor, Tensor] | None = None  # of the patches and of G: memory that was just used is fast
         for start in range(0, len(a), step):
             some = slice(start, min(start + step, len(a)))
-            seen = None if self.groups > 1 else self._patches(a[some])
+            seen = None
+            if self.groups == 1:
+                view = self._patches(a[some])
+                room = room or (a.new_empty(view.shape), a.new_empty(len(view), *self.shape, dtype=g.dtype))
+                seen = room[0][: len(view)].copy_(view).view(len(view), -1, g.shape[3:].numel())
             for k in range(len(g)):
-                place = None if out is None else out[k, some]
-                if seen is None:
+                if seen is None or room is None:
                     G = self._grouped(a[some], g[k, some])
-                    yield k, some, G if place is None else place.copy_(G)
+                    yield k, some, G if out is None else out[k, some].copy_(G)
                 else:
-                    G = torch.bmm(g[k, some].flatten(2), seen.mT, out=None if place is None else place.flatten(2))
-                    yield k, some, G.view(-1, *self.shape)
+                    G = (room[1] if out is None else out[k])[some if out is not None else slice(len(seen))]
+                    torch.bmm(g[k, some].flatten(2), seen.mT, out=G.view(len(seen), self.shape[0], -1))
+                    yield k, some, G
 
     def _patches(self, a: Tensor) -> Tensor:
-        """What meets the kernel at each position, (n, C k, T)."""
+        """What meets the kernel at each position, a view (n, C, *k, *out)."""
         space = a.dim() - 2
         seen = windows(a, self.shape[2:], self.stride, self.dilation)
-        order = [0, 1, *range(2 + space, 2 + 2 * space), *range(2, 2 + space)]
-        return seen.permute(order).reshape(len(a), -1, seen.shape[2 : 2 + space].numel())
+        return seen.permute(0, 1, *range(2 + space, 2 + 2 * space), *range(2, 2 + space))
 
     def _places(self, offset: tuple[int, ...], size: tuple[int, ...]) -> list[slice]:
         return [
