@@ -201,4 +201,4 @@ def _strips(width: int) -> list[tuple[int, int]]:
     return [(start, min(start + step, width)) for start in range(0, width, step)]
 
 
-BLOCK = 64  # columns of a strip: wide enough for a full-speed product
+BLOCK = 128  # columns of a strip: wide enough for a full-speed product
