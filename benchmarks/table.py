@@ -142,11 +142,11 @@ def in_turns() -> list[str]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if "figures" not in record:
             continue
+        peer = next(library for library in record["figures"] if library != "dynaxx")
         ours, theirs = (
             f"{f['median']:.2f} ({f['low']:.2f}-{f['high']:.2f}) †{f['repetitions']}"
-            for f in sorted(record["figures"].values(), key=lambda figure: "work" not in figure)
+            for f in (record["figures"]["dynaxx"], record["figures"][peer])
         )
-        peer = next(library for library in record["figures"] if library != "dynaxx")
         title, model = QUANTITIES[record["quantity"]].title, HEADINGS[record["workload"]]
         lines.append(f"| {title} | {model} | {ours} | {peer}: {theirs} |")
     return lines if len(lines) > 2 else []
