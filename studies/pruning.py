@@ -41,12 +41,14 @@ DEEP = [
     "random",
     "lowest Fisher",
     "OBD",
+    "OBS",
+    "OBS, blocks of 32",
     "OBS, K-FAC",
     "OBS, K-FAC, recomputed",
     "magnitude + K-FAC update",
 ]
 LESS: dict[str, list[str]] = {
-    "resnet20": [*DEEP, "OBS", "OBS, blocks of 32", "magnitude + K-FAC update, recomputed"],
+    "resnet20": [*DEEP, "magnitude + K-FAC update, recomputed"],
     "resnet56": DEEP,
 }
 
