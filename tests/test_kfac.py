@@ -368,3 +368,16 @@ def test_factored_solve_of_a_layer_that_gets_no_signal():
         model[0].bias.fill_(-100)
     F, v = dynaxx.fisher(model, x, form="kfac"), draw(23)
     assert torch.isfinite(F.solve(v, damping=1e-4, method="factored")).all()
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_products_whose_width_is_filled_up(columns, monkeypatch):
+    """Rows of an odd length are laid out longer where they are long; the answer knows nothing of it."""
+    model, x = double(nn.Linear(20, 7), nn.Tanh(), nn.Linear(7, 3)), draw(12, 20)
+    F = dynaxx.fisher(model, x, form="kfac")
+    v = draw(F.shape[0], columns)
+    plain = F @ v, F.solve(v, damping=0.1, method="factored")
+    monkeypatch.setattr("dynaxx.operators.kronecker.WIDE", 4)
+    filled = F @ v, F.solve(v, damping=0.1, method="factored")
+    assert max(oracles.distance(a, b) for a, b in zip(filled, plain, strict=True)) < 1e-12
+    assert oracles.distance(filled[0], F.to_dense() @ v) < 1e-12

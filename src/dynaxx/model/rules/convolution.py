@@ -47,26 +47,31 @@ class ConvolutionWeight(Rule):
         """Per-example gradients in pieces: cotangent k, some examples, their G, which lasts until the next one; or made
         inside ``out``, if given.
         """
-        step = GROUPED_EXAMPLES
-        if self.groups == 1:
-            fitting = chunk(math.prod(self.shape[1:]) * g.shape[3:].numel() * a.element_size())
-            step = min(PATCHED_EXAMPLES, fitting) if a.device.type == "cpu" else fitting
-        room: tuple[Tensor, Tensor] | None = None  # of the patches and of G: memory that was just used is fast
-        for start in range(0, len(a), step):
-            some = slice(start, min(start + step, len(a)))
-            seen = None
-            if self.groups == 1:
-                view = self._patches(a[some])
-                room = room or (a.new_empty(view.shape), a.new_empty(len(view), *self.shape, dtype=g.dtype))
-                seen = room[0][: len(view)].copy_(view).view(len(view), -1, g.shape[3:].numel())
+        return self._by_groups(a, g, out) if self.groups > 1 else self._by_patches(a, g, out)
+
+    def _by_groups(self, a: Tensor, g: Tensor, out: Tensor | None) -> Iterator[tuple[int, slice, Tensor]]:
+        for start in range(0, len(a), GROUPED_EXAMPLES):
+            some = slice(start, start + GROUPED_EXAMPLES)
             for k in range(len(g)):
-                if seen is None or room is None:
-                    G = self._grouped(a[some], g[k, some])
-                    yield k, some, G if out is None else out[k, some].copy_(G)
-                else:
-                    G = (room[1] if out is None else out[k])[some if out is not None else slice(len(seen))]
-                    torch.bmm(g[k, some].flatten(2), seen.mT, out=G.view(len(seen), self.shape[0], -1))
-                    yield k, some, G
+                G = self._grouped(a[some], g[k, some])
+                yield k, some, G if out is None else out[k, some].copy_(G)
+
+    def _by_patches(self, a: Tensor, g: Tensor, out: Tensor | None) -> Iterator[tuple[int, slice, Tensor]]:
+        positions = g.shape[3:].numel()
+        step = chunk(math.prod(self.shape[1:]) * positions * a.element_size())
+        step = min(PATCHED_EXAMPLES, step) if a.device.type == "cpu" else step
+        # one place for all patches and one for all G: memory that was just used is fast
+        seen = a.new_empty(min(step, len(a)), math.prod(self.shape[1:]), positions)
+        made = g.new_empty(len(seen), *self.shape) if out is None else out
+        for start in range(0, len(a), step):
+            some = slice(start, start + step)
+            view = self._patches(a[some])
+            met = seen[: len(view)]
+            met.view(view.shape).copy_(view)
+            for k in range(len(g)):
+                G = made[: len(met)] if out is None else made[k, some]
+                torch.bmm(g[k, some].flatten(2), met.mT, out=G.view(len(met), self.shape[0], -1))
+                yield k, some, G
 
     def _patches(self, a: Tensor) -> Tensor:
         """What meets the kernel at each position, a view (n, C, *k, *out)."""
