@@ -19,6 +19,7 @@ _COUNTS: dict[Any, Callable[[Any, Any], int]] = {
     _aten.mm: lambda args, out: args[0].numel() * args[1].shape[1],
     _aten.mv: lambda args, out: args[0].numel(),
     _aten.bmm: lambda args, out: args[0].numel() * args[1].shape[2],
+    torch.ops.mkldnn._linear_pointwise: lambda args, out: args[0].numel() * len(args[1]),
     _aten.addmm: lambda args, out: args[1].numel() * args[2].shape[1],
     _aten.addmm_: lambda args, out: args[1].numel() * args[2].shape[1],
     _aten.baddbmm: lambda args, out: args[1].numel() * args[2].shape[2],

@@ -41,7 +41,7 @@ def test_moments_are_those_of_the_patches(setting, mode):
 @pytest.mark.parametrize("chunk", [2**27, 1])
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_moments_at_any_stride(setting, stride, chunk, monkeypatch):
-    monkeypatch.setattr(correlation, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(correlation, "PIECE_BYTES", chunk)
     kernel, padding, dilation, height, width = setting
     torch.manual_seed(0)
     layer = nn.Conv2d(2, 3, kernel, stride, padding, dilation).double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from dynaxx.assembly.entries import DiagonalCollector
 from dynaxx.errors import require_memory
 from dynaxx.layout import Layout
-from dynaxx.model.rules.base import Use, inner, mirrored
+from dynaxx.model.rules.base import Given, Use, inner, mirrored
 from dynaxx.model.rules.linear import LinearWeight, Shift
 from dynaxx.model.tape import Tape
 from dynaxx.operators.base import Sampling
@@ -52,7 +53,9 @@ class InnerProducts:
 
     def add(self, tape: Tape, keys: Tensor, cotangents: Tensor) -> None:
         """Keep what the products need."""
-        uses = {name: list(held) for name, held in tape.pulled(cotangents).items()}
+        pulled = tape.pulled(cotangents)
+        shared = Counter(id(use.g) for held in pulled.values() for use in held)
+        uses = {name: [_small(use) if shared[id(use.g)] == 1 else use for use in held] for name, held in pulled.items()}
         tensors = [tensor for held in uses.values() for use in held for tensor in (use.a, use.g)]
         kept = {id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor)}
         require_memory(
@@ -127,6 +130,11 @@ class GramCollector:
         matrix = self.inner.matrix()
         matrix = (matrix + matrix.T) / (2 * count)
         return Gram(matrix, self.diagonal.finish(count, None).diagonal(), self.source, self.layout, count, sampling)
+
+
+def _small(use: Use) -> Use:
+    """A bias whose cotangents nobody else keeps needs their sums over positions alone."""
+    return Use(Given(), None, use.rule.gradients(use.a, use.g)) if isinstance(use.rule, Shift) else use
 
 
 def _alike(batches: Sequence[Uses]) -> bool:

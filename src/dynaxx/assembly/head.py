@@ -19,6 +19,7 @@ from torch.autograd.graph import Node
 
 from dynaxx.likelihoods import Categorical
 from dynaxx.likelihoods.diagonal import DiagonalLikelihood
+from dynaxx.matmul import matmul
 from dynaxx.model.rules.base import Use
 from dynaxx.model.rules.embedding import EmbeddingWeight
 from dynaxx.model.rules.linear import LinearWeight, Shift
@@ -83,7 +84,7 @@ def metric_diagonal(tape: Tape) -> Tensor | None:
 
 def exact_squares(head: Head, metric: Tensor) -> dict[str, Tensor]:
     """Sums over examples and positions of the head's exact squares, by name. One product (C, N P) x (N P, I)."""
-    out = {head.weight: metric.flatten(0, 1).T @ head.a.flatten(0, 1).square()}
+    out = {head.weight: matmul(metric.flatten(0, 1).T, head.a.flatten(0, 1).square())}
     if head.bias is not None:
         out[head.bias] = metric.sum((0, 1))
     return out

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dynaxx.errors import InputError
 from dynaxx.linalg.protocol import Operator, chunks, dimension, identity_columns, product, require_room
+from dynaxx.matmul import add_product, matmul
 
 LEAF = 256  # rows up to which LAPACK inverts faster than products of halves do
 
@@ -150,13 +151,15 @@ def _inverse(matrix: Tensor) -> Tensor | None:
     first = _inverse(head)
     if first is None:
         return None
-    across = corner @ first
-    second = _inverse(torch.addmm(matrix[half:, half:], across, corner.T, alpha=-1))
+    across = matmul(corner, first)
+    second = _inverse(matrix[half:, half:] - matmul(across, corner.T))
     if second is None:
         return None
     inverse = torch.empty_like(matrix)
-    below = torch.mm(second, across, out=inverse[half:, :half])
-    torch.addmm(first, across.T, below, out=inverse[:half, :half])
+    below = matmul(second, across)
+    inverse[:half, :half] = first
+    add_product(inverse[:half, :half], across.T, below)
     inverse[half:, half:] = second
-    inverse[:half, half:] = below.neg_().T
+    inverse[half:, :half] = below.neg_()
+    inverse[:half, half:] = below.T
     return inverse

@@ -17,6 +17,7 @@ from torch.nn import functional
 from dynaxx.estimate import Estimate
 from dynaxx.layout import Layout
 from dynaxx.linalg import inverse_psd
+from dynaxx.matmul import matmul
 from dynaxx.operators.base import TOLERANCE, Eigenpairs, Operator, Sampling
 from dynaxx.spectrum import Spectrum
 
@@ -251,4 +252,6 @@ def _between(left: Tensor, matrices: Tensor, right: Tensor) -> Tensor:
     lacking = -width % ALIGNED if width > WIDE else 0
     if lacking:
         matrices, right = functional.pad(matrices, (0, lacking)), functional.pad(right, (0, lacking, 0, lacking))
+    if len(matrices) == 1:
+        return matmul(matmul(left, matrices[0]), right)[None, :, :width]
     return (left @ matrices @ right)[..., :width]

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 2**27  # per-example gradients that exist at one time
+from dynaxx.matmul import add_product
+
+CHUNK_BYTES = 2**25  # per-example gradients that exist at one time; larger pieces of memory are never handed out twice
 TILE = 192  # rows of a symmetric product that are made together
 
 
@@ -150,11 +152,11 @@ def products(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tens
         symmetric = left is right
         wide = left.to(dtype)
         other = wide if symmetric else right.to(dtype)
-        beta = 0 if total is None else 1  # with 0 what was there is not read
+        beta = 0 if total is None else 1
         total = wide.new_empty(len(wide), len(other)) if total is None else total
         for i in range(0, len(other), TILE):
             low = i if symmetric else 0
-            total[low:, i : i + TILE].addmm_(wide[low:], other[i : i + TILE].T, beta=beta)
+            add_product(total[low:, i : i + TILE], wide[low:], other[i : i + TILE].T, beta)
             if not beta:
                 total[:low, i : i + TILE] = 0
     assert total is not None

@@ -6,18 +6,21 @@ symmetry. With the correlation of the whole image at a shift, a pair of position
 columns that its windows never reach, and add back their corners. Exact for stride 1; zero rows, which padding makes,
 are skipped. Other strides, and few channels, go by patches.
 
-With the pixels laid out flat, a shift is an offset, and its correlation one product of two slices: pixels that the
-offset carries past the end of a line meet zeros as long as a line's ends hold enough of them.
+The correlations at all shifts together are the weight gradient of a convolution of the image with itself, which the
+libraries that train networks are made for.
 """
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import combinations, product
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from dynaxx.model.rules.base import CHUNK_BYTES
+from dynaxx.matmul import add_product, sliceable
+
+PIECE_BYTES = 2**25  # patches that exist at one time: more leave the cache, fewer make products small
 
 
 def patch_moments(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[Tensor, Tensor, int]:
@@ -28,53 +31,48 @@ def patch_moments(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...])
 
     Returns:
         (I, I) and (I,) with I = C k l in the order of a flattened weight, and the number of windows.
-        Cost: about (2k - 1)(2l - 1)/2 products of (N H W) x C x C.
+        Cost: about k (2l - 1) products of (N H W) x C x C.
     """
-    channels = x.shape[1]
-    first = x.new_empty(channels, *kernel)
+    channels, width = x.shape[1], x.shape[1] * kernel[0] * kernel[1]
     reach = [(kernel[i] - 1) * dilation[i] for i in (0, 1)]
     sizes = [x.shape[2 + i] - reach[i] for i in (0, 1)]  # positions a window can take
-    places = list(product(range(kernel[0]), range(kernel[1])))
-    out = x.new_zeros(*kernel, channels, *kernel, channels)
     # lines that some window never reaches, and that hold something
     lines = [
         [r for r in range(x.shape[2 + i]) if not reach[i] <= r < sizes[i] and bool(x.select(2 + i, r).any())]
         for i in (0, 1)
     ]
-    image = _flattening(x, reach, lines)
-    pixels = image.flatten(0, 2)
-    for shift in product(range(kernel[0]), range(1 - kernel[1], kernel[1])):
-        if shift < (0, 0):
-            continue
-        step = (shift[0] * dilation[0], shift[1] * dilation[1])
-        offset = step[0] * image.shape[2] + step[1]
-        whole = pixels[: len(pixels) - offset].T @ pixels[offset:]
-        taken = [_lines_to_take_off(lines[i], shift[i], kernel[i], dilation[i], sizes[i]) for i in (0, 1)]
-        rows = {r: _correlation(image[:, r : r + 1 + step[0]], step) for r in taken[0]}
-        columns = {c: _column(image, c, step) for c in taken[1]}
-        corners = {(r, c): _corner(image, r, c, step) for r in rows for c in columns}
-        for s in places:
-            t = (s[0] + shift[0], s[1] + shift[1])
-            if not (t[0] < kernel[0] and 0 <= t[1] < kernel[1]):
-                continue
-            low = (s[0] * dilation[0], s[1] * dilation[1])
-            no_rows = [r for r in rows if not low[0] <= r < low[0] + sizes[0]]
-            no_columns = [c for c in columns if not low[1] <= c < low[1] + sizes[1]]
-            value = whole.clone()
-            for r in no_rows:
-                value -= rows[r]
-            for c in no_columns:
-                value -= columns[c]
-            for pair in product(no_rows, no_columns):
-                value += corners[pair]
-            out[s[0], s[1], :, t[0], t[1]] = value
-            out[t[0], t[1], :, s[0], s[1]] = value.T
+    holds = [{*lines[i], *range(reach[i], sizes[i])} for i in (0, 1)]
+    x = x.contiguous(memory_format=torch.channels_last)
+    image = x.permute(0, 2, 3, 1)
+    whole = _correlations(x, kernel, dilation)
+    rows, columns = ({at: torch.zeros_like(whole) for at in lines[i]} for i in (0, 1))
+    corners = {pair: torch.zeros_like(whole) for pair in product(*lines)}
+    for i, j in product(range(kernel[0]), range(2 * kernel[1] - 1)):
+        step = (i * dilation[0], (j + 1 - kernel[1]) * dilation[1])
+        # what begins in a line that holds something, and ends in one
+        met = [[at for at in lines[axis] if at + step[axis] in holds[axis]] for axis in (0, 1)]
+        for r in met[0]:
+            rows[r][i, j] = _correlation(image[:, r : r + 1 + step[0]], step)
+        for c in met[1]:
+            columns[c][i, j] = _column(image, c, step)
+        for r, c in product(*met):
+            corners[r, c][i, j] = image[:, r, c].T @ image[:, r + step[0], c + step[1]]
+    out, first = x.new_zeros(*kernel, *kernel, channels, channels), x.new_empty(channels, *kernel)
     added = x.sum(0)
-    for s in places:
-        low = (s[0] * dilation[0], s[1] * dilation[1])
+    for s in product(range(kernel[0]), range(kernel[1])):
+        low = [s[i] * dilation[i] for i in (0, 1)]
+        no_rows, no_columns = ([r for r in lines[i] if not low[i] <= r < low[i] + sizes[i]] for i in (0, 1))
+        # shifts from s to every kernel position that is not above it
+        shifts = slice(0, kernel[0] - s[0]), slice(kernel[1] - 1 - s[1], 2 * kernel[1] - 1 - s[1])
+        value = out[s[0], s[1], s[0] :].copy_(whole[shifts])
+        for taken in [*(rows[r] for r in no_rows), *(columns[c] for c in no_columns)]:
+            value -= taken[shifts]
+        for pair in product(no_rows, no_columns):
+            value += corners[pair][shifts]
         first[:, s[0], s[1]] = added[:, low[0] : low[0] + sizes[0], low[1] : low[1] + sizes[1]].sum((1, 2))
-    width = first.numel()
-    moment = out.permute(2, 0, 1, 5, 3, 4).reshape(width, width)
+    for upper, lower in combinations(range(kernel[0]), 2):
+        out[lower, :, upper] = out[upper, :, lower].permute(1, 0, 3, 2)
+    moment = out.permute(4, 0, 1, 5, 2, 3).reshape(width, width)
     return moment, first.flatten(), len(x) * sizes[0] * sizes[1]
 
 
@@ -84,7 +82,7 @@ def strided_moments(
     """The same at any stride, from patches laid out with channels last: they are copied in runs, twice as fast."""
     channels, width = x.shape[1], x.shape[1] * kernel[0] * kernel[1]
     moment, first, number = SecondMoment(), x.new_zeros(width), 0
-    for part in x.split(max(1, CHUNK_BYTES // (x[0].numel() * x.element_size() * kernel[0] * kernel[1]))):
+    for part in x.split(max(1, PIECE_BYTES // (x[0].numel() * x.element_size() * kernel[0] * kernel[1]))):
         windows = part.permute(0, 2, 3, 1).contiguous()
         for axis in (0, 1):
             reach = dilation[axis] * (kernel[axis] - 1) + 1
@@ -97,36 +95,19 @@ def strided_moments(
     return moment.total()[order][:, order], first[order], number
 
 
-def _lines_to_take_off(lines: list[int], shift: int, kernel: int, dilation: int, size: int) -> list[int]:
-    """Lines that hold something, and whose shifted line does, but which some pair of kernel positions never reaches."""
-    reach, step = (kernel - 1) * dilation, shift * dilation
-    starts = [s * dilation for s in range(kernel) if 0 <= s + shift < kernel]
-    return [
-        r
-        for r in lines
-        if (r + step in lines or reach <= r + step < size) and not all(start <= r < start + size for start in starts)
-    ]
-
-
-def _flattening(x: Tensor, reach: list[int], lines: list[list[int]]) -> Tensor:
-    """The image (N, H, W, C) with as many zero lines at its ends together as a shift may be long.
-
-    Args:
-        lines: rows and columns near the ends that hold something.
-    """
-    height, width = (
-        size + max(0, reach[i] - min(lines[i], default=reach[i]) - (size - 1 - max(lines[i], default=size - 1)))
-        for i, size in enumerate(x.shape[2:])
-    )
-    if (height, width) == x.shape[2:]:
-        return x.permute(0, 2, 3, 1).contiguous()
-    image = x.new_zeros(len(x), height, width, x.shape[1])
-    image[:, : x.shape[2], : x.shape[3]] = x.permute(0, 2, 3, 1)
-    return image
+def _correlations(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
+    """sum_u x_c(u) x_c'(u + shift), (k, 2l - 1, C, C'): shifts down by 0 to k - 1 steps, sideways by 1 - l to l - 1."""
+    channels = x.shape[1]
+    down, aside = ((size - 1) * step for size, step in zip(kernel, dilation, strict=True))
+    far = functional.pad(x, (aside, aside, 0, down))
+    weight = x.new_empty(1).expand(channels, channels, kernel[0], 2 * kernel[1] - 1)  # only its shape is read
+    return torch.ops.aten.convolution_backward(
+        x, far, weight, None, [1, 1], [0, 0], dilation, False, [0, 0], 1, [False, True, False]
+    )[1].permute(2, 3, 0, 1).contiguous()  # fmt: skip
 
 
 def _correlation(image: Tensor, step: tuple[int, int]) -> Tensor:
-    """sum_u X[u]^T X[u + step] over all u with both inside, (C, C)."""
+    """The same of an image (N, H, W, C) at one shift, (C, C')."""
     height, width = image.shape[1:3]
     down, right = step
     near = image[:, : height - down, max(0, -right) : width - max(0, right)]
@@ -135,15 +116,10 @@ def _correlation(image: Tensor, step: tuple[int, int]) -> Tensor:
 
 
 def _column(image: Tensor, column: int, step: tuple[int, int]) -> Tensor:
-    """The part of the correlation whose first point lies in one column."""
+    """Its part whose first point lies in one column."""
     height = image.shape[1]
     near, far = image[:, : height - step[0], column], image[:, step[0] :, column + step[1]]
     return near.flatten(0, 1).T @ far.flatten(0, 1)
-
-
-def _corner(image: Tensor, row: int, column: int, step: tuple[int, int]) -> Tensor:
-    """The part whose first point is one pixel."""
-    return image[:, row, column].T @ image[:, row + step[0], column + step[1]]
 
 
 class SecondMoment:
@@ -162,23 +138,28 @@ class SecondMoment:
     def add(self, rows: Tensor) -> None:
         """Add rows^T rows for rows (R, I)."""
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        beta = int(self._sum is not None)
         total = self._started(rows)
+        columns = sliceable(rows.T)
         for start, stop in _strips(rows.shape[1]):
-            total[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
+            add_product(total[start:stop, :stop], columns[start:stop], columns[:stop].T, beta)
         if self.homogeneous:
             self._add_border(rows.sum(0), len(rows))
 
     def add_sum(self, moment: Tensor, first: Tensor | None = None, number: int = 0) -> None:
         """Add sums over ``number`` rows that are already there: of r r^T (I, I) and, where homogeneous, of r (I,)."""
         moment = moment.to(torch.promote_types(moment.dtype, torch.float32))
-        self._started(moment)[: len(moment), : len(moment)] += moment
+        beta = int(self._sum is not None)
+        total = self._started(moment)[: len(moment), : len(moment)]
+        total.add_(moment) if beta else total.copy_(moment)
         if self.homogeneous and first is not None:
             self._add_border(first, number)
 
     def _started(self, like: Tensor) -> Tensor:
         if self._sum is None:
             size = like.shape[1] + self.homogeneous
-            self._sum = like.new_zeros(size, size)
+            self._sum = like.new_empty(size, size)
+            self._sum[like.shape[1] :] = 0
         return self._sum
 
     def _add_border(self, first: Tensor, number: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from dynaxx.matmul import matmul
 from dynaxx.model.rules.base import Rule, chunk, mirrored, products
 
 
@@ -27,7 +28,7 @@ class LinearWeight(Rule):
         if a.shape[1] == 1:
             # (g a^T)**2 = g**2 (a**2)^T: cotangents add up before the one product, whatever their number
             summed = g[0].square() if len(g) == 1 else g.square().sum(0)
-            return summed[:, 0].T @ a[:, 0].square()
+            return matmul(summed[:, 0].T, a[:, 0].square())
         columns, count, _, outputs = g.shape
         total = g.new_zeros(outputs, a.shape[2])
         step = chunk(outputs * a.shape[2] * g.element_size())
