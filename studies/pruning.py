@@ -46,11 +46,12 @@ DEEP = [
     "OBS, K-FAC",
     "OBS, K-FAC, recomputed",
     "magnitude + K-FAC update",
+    "magnitude + K-FAC update, recomputed",
+    "SNIP",
+    "GraSP",
+    "SynFlow",
 ]
-LESS: dict[str, list[str]] = {
-    "resnet20": [*DEEP, "magnitude + K-FAC update, recomputed"],
-    "resnet56": DEEP,
-}
+LESS: dict[str, list[str]] = {"resnet20": DEEP, "resnet56": DEEP}
 
 
 def run(
@@ -125,7 +126,9 @@ def quick(data: Path) -> list[str]:
         folder, sizes = Path(name), sizes_of("mlp", True)
         cases = _cases("mlp", sizes, data)
         found = run(["mlp"], [0], QUICK_METHODS, folder, data, True)
-        tuned = pruning_tuning.run("mlp", [0], folder / "tuned", folder / "cache", cases, sizes, QUICK_PLAN)
+        tuned = pruning_tuning.run(
+            "mlp", [0], folder / "tuned", folder / "cache", cases, sizes, QUICK_PLAN, ("magnitude", "curvature")
+        )
         loss = pruning_loss.run("mlp", [0], folder / "loss", cases, sizes, ("magnitude",), (0.1, 0.9))
     print(
         "\n".join((pruning_tables.tables(found), pruning_tables.tuned_tables(tuned), pruning_tables.loss_tables(loss)))
@@ -141,6 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="of the part one-shot")
+    parser.add_argument(
+        "--kinds", nargs="+", default=pruning_tuning.KINDS, choices=pruning_tuning.KINDS, help="of tuned"
+    )
     parser.add_argument("--criteria", nargs="+", default=pruning_loss.CRITERIA, choices=list(METHODS), help="of loss")
     parser.add_argument("--data", type=Path, help="folder of public data sets; default $DYNAXX_DATA or shared/data")
     parser.add_argument("--results", type=Path, default=ROOT / "studies" / "results" / "pruning")
@@ -170,7 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sizes = sizes_of(model, False)
             cases = _cases(model, sizes, data)
             if "tuned" in given.parts and (plan := pruning_tuning.PLANS.get(model)) is not None:
-                tuned = pruning_tuning.run(model, given.seeds, given.results / "tuned", given.cache, cases, sizes, plan)
+                tuned = pruning_tuning.run(
+                    model, given.seeds, given.results / "tuned", given.cache, cases, sizes, plan, given.kinds
+                )
                 wrong += check_tuned(tuned)
             if "loss" in given.parts and model != "resnet56":
                 pruning_loss.run(model, given.seeds, given.results / "loss", cases, sizes, given.criteria)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +42,9 @@ METHODS: dict[str, dict[str, Any]] = {
         "curvature": "kfac",
         "estimator": "monte_carlo",
     },
+    "SNIP": {"criterion": "snip"},
+    "GraSP": {"criterion": "grasp"},
+    "SynFlow": {"criterion": "synflow"},
 }
 Norms = tuple[bool, ...]
 """BatchNorm statistics that are tried: True for new ones, False for the dense model's."""
@@ -61,6 +64,11 @@ def pruned(
     recipe = Recipe(seed=seed, **METHODS[name])
     data: Any = [(x, y) for x, y in zip(case.curvature.split(128), case.labels.split(128), strict=True)]
     dense = outputs(case.model, case.held)
+    if recipe.repeats:  # SynFlow's own hundred rounds
+        for sparsity in sparsities:
+            result = recipe.prune(case.model, data, sparsity)
+            yield sparsity, *closest(case, case.model, [(0.0, result)], dense, norms)
+        return
     if name not in RECOMPUTED:
         found = recipe.saliency(case.model, data)
         for sparsity in sparsities:
@@ -91,19 +99,30 @@ def best(
     """The damping of the grid (and BatchNorm, kept or new) whose model stays closest to the dense one on the held-out
     images.
     """
-    prunable, tried = prunable_parameters(model), []
-    factors = sizes.grid if recipe.coupled else (0.0,)
+    prunable = prunable_parameters(model)
     unit = mean_eigenvalue(found) if recipe.coupled else 0.0
-    for factor in factors:
-        candidate = damped(found, factor * unit, prunable) if recipe.coupled else found
-        result = recipe.decide(candidate, sparsity, dict(live) if live is not None else None)
+
+    def tried() -> Iterator[tuple[float, PruningResult]]:  # one at a time: each holds weights of its own
+        for factor in sizes.grid if recipe.coupled else (0.0,):
+            candidate = damped(found, factor * unit, prunable) if recipe.coupled else found
+            yield factor, recipe.decide(candidate, sparsity, dict(live) if live is not None else None)
+
+    return closest(case, model, tried(), dense, norms)
+
+
+def closest(
+    case: Case, model: nn.Module, tried: Iterable[tuple[float, PruningResult]], dense: Any, norms: Norms
+) -> tuple[PruningResult, nn.Module, float]:
+    """Of (damping, result) the result whose model stays closest to the dense one, the model under it, the damping."""
+    found = []
+    for factor, result in tried:
         for new in norms:
             under = result.apply(copy.deepcopy(model))
             if new:
                 calibrate(under, list(case.calibration.split(250)))
             far = float(divergence(dense, outputs(under, case.held)).mean())
-            tried.append((far, factor, result, under))
-    far, factor, result, under = min(tried, key=lambda t: t[0])
+            found.append((far, factor, result, under))
+    _, factor, result, under = min(found, key=lambda t: t[0])
     return result, under, factor
 
 

@@ -1,4 +1,4 @@
-"""Does an advantage outlive fine-tuning? Two ways of pruning, then the same images, steps and learning rates for both.
+"""Does an advantage outlive fine-tuning? Every way of pruning, then the same images, steps and learning rates for all.
 
 The learning rate, and magnitude's scope, are those with the smallest loss after fine-tuning on training images kept for
 that, chosen with the first seed and used with every seed. Masks hold, BatchNorm is trained as ever. The dense network
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from networks import moved
-from pruning_methods import SPARSITIES, pruned
+from pruning_methods import RECOMPUTED, SPARSITIES, pruned
 from pruning_models import Case, Sizes, answers, packed
 from runs import Cells
 from torch import Tensor, nn
@@ -28,13 +28,25 @@ from dynaxx import tensorfile
 from dynaxx.compress.training import fit
 from dynaxx.errors import InputError
 
-STARTS = {
+STARTS = {  # word in a cell's name -> method
     "magnitude": "magnitude",
     "layer": "magnitude, layer",
     "erk": "magnitude, ERK",
     "curvature": "OBS, K-FAC, recomputed",
+    "mixedagain": "magnitude + K-FAC update, recomputed",
+    "mixed": "magnitude + K-FAC update",
+    "kfac": "OBS, K-FAC",
+    "rows": "OBS",
+    "blocks": "OBS, blocks of 32",
+    "obd": "OBD",
+    "snip": "SNIP",
+    "grasp": "GraSP",
+    "synflow": "SynFlow",
+    "fisher": "lowest Fisher",
+    "random": "random",
 }
 SCOPES = ("magnitude", "layer", "erk")  # the second and third are tried at the best rate of the first
+KINDS = tuple(word for word in STARTS if word not in SCOPES[1:])
 FORMAT = "dynaxx-study-start/1"
 
 
@@ -82,21 +94,22 @@ class Plan:
     """
 
     rates: Mapping[float, tuple[float, ...]] = field(
-        default_factory=lambda: {0.9: GRID, 0.95: (*GRID, 0.3), 0.98: (0.03, 0.1, 0.3), 0.8: GRID}
+        default_factory=lambda: {0.9: GRID, 0.8: GRID, 0.95: (*GRID, 0.3), 0.98: (0.03, 0.1, 0.3)}
     )
     path: tuple[float, ...] = SPARSITIES
     budget: Budget = Budget()
 
 
-PLANS = {"resnet20": Plan(), "resnet56": Plan({0.95: (*GRID, 0.3), 0.9: GRID, 0.8: GRID}, SPARSITIES[:-1])}
+PLANS = {"resnet20": Plan(), "resnet56": Plan({0.9: GRID, 0.8: GRID, 0.95: (*GRID, 0.3)}, SPARSITIES[:-1])}
 
 
 def starts(case: Case, word: str, sizes: Sizes, seed: int, cache: Path, model: str, plan: Plan) -> dict[float, Start]:
     """By sparsity; kept in the cache folder."""
-    wanted, path = tuple(plan.rates), plan.path if word == "curvature" else tuple(plan.rates)
+    again = STARTS[word] in RECOMPUTED
+    wanted, path = tuple(plan.rates), plan.path if again else tuple(plan.rates)
     options = {
         "format": FORMAT, "method": STARTS[word], "sizes": asdict(sizes) | {"grid": list(sizes.grid)}, "seed": seed,
-    } | ({"path": list(path)} if word == "curvature" else {})  # fmt: skip
+    } | ({"path": list(path)} if again else {})  # fmt: skip
     paths = {s: cache / f"pruned-{model}-{seed}-{word}-{s:g}.safetensors" for s in wanted}
     found = {}
     for sparsity, place in paths.items():
@@ -166,9 +179,9 @@ def chosen(tried: Mapping[Way, Mapping[str, Any]]) -> Way:
 
 def run(
     model: str, seeds: Sequence[int], folder: Path, cache: Path, case: Callable[[int], Case], sizes: Sizes,
-    plan: Plan = Plan(),
+    plan: Plan = Plan(), kinds: Sequence[str] = KINDS,
 ) -> dict[str, Any]:  # fmt: skip
-    """Every cell; "model|seed|magnitude or curvature|sparsity" -> result of what was chosen, its rate added."""
+    """Every cell; "model|seed|kind|sparsity" -> result of what was chosen, its rate added."""
     cells, found, choice = Cells(folder), {}, dict[tuple[str, float], Way]()
 
     @cache_results
@@ -193,7 +206,7 @@ def run(
                 if result is not None:
                     into[word, rate] = result
 
-            for kind in ("magnitude", "curvature"):
+            for kind in kinds:
                 tried.clear()
                 if (kind, sparsity) in choice:
                     attempt(*choice[kind, sparsity])
@@ -209,4 +222,4 @@ def run(
 
 
 def _looks(sizes: Sizes, word: str) -> Sizes:
-    return replace(sizes, steps=1) if word == "curvature" else sizes
+    return replace(sizes, steps=1) if STARTS[word] in RECOMPUTED else sizes
