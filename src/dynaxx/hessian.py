@@ -12,6 +12,7 @@ from dynaxx.assembly.convolution import LeanConvolutions
 from dynaxx.errors import InputError, choose
 from dynaxx.fisher import module_groups
 from dynaxx.model.data import Batch, Data
+from dynaxx.model.linear_maps import FastLinear
 from dynaxx.model.network import Network, Predict
 from dynaxx.model.rehearsal import require_deterministic
 from dynaxx.model.selection import Selector
@@ -109,7 +110,7 @@ class Hessian(Operator):
 
     def _total(self, batch: Batch) -> Tensor:
         """Sum over the batch's examples of the loss."""
-        with LeanConvolutions(linear=False):
+        with LeanConvolutions(linear=False), FastLinear(linear=False):
             output = self.network.raw(batch)
         targets = () if batch.targets is None else (batch.targets,)
         try:

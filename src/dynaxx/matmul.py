@@ -24,12 +24,12 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     >>> matmul(torch.ones(2, 3), torch.ones(3, 1)).tolist()
     [[3.0], [3.0]]
     """
-    return _linear(_packed(a), _packed(b).T) if _is_fast(a, b) else a @ b
+    return _linear(_packed(a), _packed(b).T) if is_fast(a, b) else a @ b
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor, beta: int = 1) -> Tensor:
     """total <- beta total + a b, in place; with ``beta`` 0 what was there is not read."""
-    if not _is_fast(a, b):
+    if not is_fast(a, b):
         return total.addmm_(a, b, beta=beta)
     made = _linear(_packed(a), _packed(b).T)
     return total.add_(made) if beta else total.copy_(made)
@@ -37,22 +37,24 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, beta: int = 1) -> Tensor:
 
 def sliceable(matrix: Tensor) -> Tensor:
     """The matrix, in a copy laid out by rows where products of its slices of rows are faster for that."""
-    return matrix.contiguous() if _is_fast(matrix, matrix.T) else matrix
+    return matrix.contiguous() if is_fast(matrix, matrix.T) else matrix
 
 
-def _is_fast(a: Tensor, b: Tensor) -> bool:
+def is_fast(a: Tensor, b: Tensor, least: int | None = None) -> bool:
+    """Whether a b, of ``least`` multiply-adds or more, is faster through oneDNN."""
     return (
         a.dim() == b.dim() == 2
         and a.dtype == b.dtype == torch.float32
         and a.device.type == b.device.type == "cpu"
-        and a.shape[0] * b.shape[0] * b.shape[1] >= LEAST
+        and a.shape[0] * b.shape[0] * b.shape[1] >= (least or LEAST)
         and not (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad))
-        and _has_faster_products()
+        and has_faster_products()
     )
 
 
 @cache
-def _has_faster_products() -> bool:
+def has_faster_products() -> bool:
+    """Whether this processor has products that torch does not use."""
     return (
         torch.backends.mkldnn.is_available()
         and torch.backends.mkl.is_available()

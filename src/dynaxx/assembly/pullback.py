@@ -22,6 +22,7 @@ from dynaxx.assembly.gram import InnerProducts
 from dynaxx.assembly.sweep import Sweeper, example_norms
 from dynaxx.errors import SizeError
 from dynaxx.estimators import Estimator
+from dynaxx.model.linear_maps import FastLinear
 from dynaxx.model.network import Output
 from dynaxx.model.rules.base import gradients, parts, rows
 from dynaxx.operators.base import Sampling
@@ -96,7 +97,7 @@ class Pullback:
             yield self._kept
             return
         for batch in self.sweeper.data:
-            with LeanConvolutions(linear=True):
+            with LeanConvolutions(linear=True), FastLinear():
                 output = self.network(batch)
             u = torch.zeros_like(output.z, requires_grad=True)
             g: tuple[Tensor, ...] = ()

@@ -24,7 +24,13 @@ GOOD = {"isfinite": True, "all": True, "any": False, "isnan": False, "isinf": Fa
 # of a difference, which is taken to be zero, these are zero too
 OF_NOTHING = {"abs", "alias", "amax", "detach", "index", "linalg_vector_norm", "max", "norm", "square", "sum", "view"}
 # what operations hold inside and no tensor shows, in sizes of their first argument
-SCRATCH = {"logsumexp": 1.0, "linalg_eigh": 2.0, "linalg_eigvalsh": 1.0, "_linalg_eigh": 2.0}
+SCRATCH = {
+    "logsumexp": 1.0,
+    "linalg_eigh": 2.0,
+    "linalg_eigvalsh": 1.0,
+    "_linalg_eigh": 2.0,
+    "mkldnn::_linear_pointwise": 2.0,  # both arguments in an order of its own
+}
 
 
 class Enough(Exception):

@@ -22,7 +22,8 @@ KINDS = {
     "dynaxx.counter": "cotangents",
 }
 
-AROUND = ("dynaxx.memory", "dynaxx.model.guards")  # they wrap operations that others ask for
+# they wrap operations that others ask for
+AROUND = ("dynaxx.memory", "dynaxx.model.guards", "dynaxx.model.linear_maps", "dynaxx.matmul")
 
 
 @dataclass(frozen=True)

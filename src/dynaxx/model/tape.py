@@ -23,9 +23,10 @@ from dynaxx.errors import InputError
 from dynaxx.model.data import Batch
 from dynaxx.model.generic import agree, example_gradients
 from dynaxx.model.graph import Graph
+from dynaxx.model.linear_maps import LARGE, FastLinear
 from dynaxx.model.network import Network, Output
 from dynaxx.model.rules.base import Given, Use
-from dynaxx.model.rules.layers import Layer, layer_of
+from dynaxx.model.rules.layers import Layer, Linear, layer_of
 
 # below this many layer-output entries per cotangent, python costs more than arithmetic: pull several at once
 BATCHED_ELEMENTS = 200_000
@@ -89,6 +90,8 @@ class Layers:
             layer = layer_of(module) if own else None
             if layer is not None and set(own) <= set(layer.rules):
                 self.layers[name], self.names[name] = layer, own
+        weights = (layer.module.weight for layer in self.layers.values() if isinstance(layer, Linear))
+        self.large = any(weight.numel() >= LARGE for weight in weights)
 
     @contextmanager
     def listening(
@@ -141,7 +144,8 @@ class Tape:
         calls: list[Call] = []
         silent: set[str] = set()
         spread = {call for call, arrangement in (arrangements or {}).items() if arrangement.spread}
-        with layers.listening(calls, silent, spread, batch.count):
+        self._maps = FastLinear(active=layers.large)
+        with layers.listening(calls, silent, spread, batch.count), self._maps:
             self.output: Output = network(batch)
         self.count = len(self.output.z)
         graph = Graph(self.output.z, network.parameters)
@@ -223,7 +227,7 @@ class Tape:
         asked = self.reached if whole else {meeting.name for meeting in self._met}
         leaves = {name: get_gradient_edge(self.network.parameters[name]) for name in asked}
         edges = [call.edge for call in self.known], [meeting.edge for meeting in self._met]
-        grads = self._gradients([*edges[0], *edges[1], *leaves.values()], cotangents)
+        grads = self._gradients([*edges[0], *edges[1], *leaves.values()], cotangents, bool(leaves))
         self._uses, met = {}, grads[len(edges[0]) : len(grads) - len(leaves)]
         self._sums = dict(zip(leaves, grads[len(grads) - len(leaves) :], strict=True))
         wrong = self._meet(met, self._sums, cotangents)
@@ -300,12 +304,19 @@ class Tape:
         wide = torch.promote_types(torch.promote_types(a.dtype, g.dtype), torch.float32)
         return (a.to(wide) if a.is_floating_point() else a), g.to(wide)
 
-    def _gradients(self, edges: list[GradientEdge], cotangents: Tensor) -> list[Tensor]:
-        """(K, *output shape) at each edge."""
+    def _gradients(self, edges: list[GradientEdge], cotangents: Tensor, leaves: bool = False) -> list[Tensor]:
+        """(K, *output shape) at each edge; ``leaves`` says whether parameters are among them."""
+        self._maps.leaves = leaves
+        try:
+            return self._reverse(edges, cotangents)
+        finally:
+            self._maps.leaves = True
+
+    def _reverse(self, edges: list[GradientEdge], cotangents: Tensor) -> list[Tensor]:
         if not edges:
             return []
         z = self.output.z
-        if len(cotangents) > 1 and self.entries < BATCHED_ELEMENTS:
+        if len(cotangents) > 1 and self.entries < BATCHED_ELEMENTS and not self._maps.used:
             try:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
