@@ -61,6 +61,7 @@ def machine(device: str, threads: int) -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "capability": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "threads": threads,
     }

@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
 HEADINGS = {"mlp": "MLP", "cnn": "CNN", "lm": "language model"}
 BUSY = 3.0  # load average from which a figure is marked
+SLACK = 0.25  # of the fastest peer's memory, that ours may lie above it
 
 TEXT = """# Performance
 
@@ -41,6 +42,10 @@ peer reached in a survey made before this library was written, and what it aims 
 * "Multiply-adds" counts those of dynaxx's products and convolutions, over those of a gradient; in float64 one counts
   twice. A time near that has no overhead left, and a goal below it wants another algorithm. Factorisations, elementwise
   work and memory come on top.
+* The unit depends on the processor. Here torch's convolutions run at twice the rate of its float32 products, which MKL
+  makes with AVX2 kernels on a processor of AMD's; dynaxx takes oneDNN for large products
+  ({{doc}}`architecture`), peers and q0 do not. On other processors products are level, and ratios with many of them are
+  up to twice as high.
 * A K-FAC step is the gradient, the factors of that batch, damped inverses, and the preconditioned gradient. Like the
   peers' optimisers it takes its factors from the observed labels' scores, which is not the Fisher information but
   shares the gradient's reverse pass; the last row draws labels instead. Damping differs between libraries, so these
@@ -112,7 +117,7 @@ def goals(records: dict[tuple[str, str, str], dict[str, Any]], workload: str) ->
 
 def standing(records: dict[tuple[str, str, str], dict[str, Any]]) -> str:
     """Which goals are met, which are missed, and which of those lie below the multiply-adds; where a peer is ahead."""
-    met, missed, below, behind, turns = [], [], [], [], shared()
+    met, missed, below, behind, larger, turns = [], [], [], [], [], shared()
     for key, quantity in QUANTITIES.items():
         for workload in quantity.workloads:
             mine = figure_of(records.get((key, workload, "dynaxx")))
@@ -122,7 +127,14 @@ def standing(records: dict[tuple[str, str, str], dict[str, Any]]) -> str:
             (met if round(mine["median"], 2) <= goal else missed).append(f"{name} {mine['median']:.3g}, goal {goal:g}")
             if mine.get("work", 0.0) > goal:
                 below.append(f"{name} {mine['work']:.3g}, goal {goal:g}")
-            for library in [l for q, w, l in records if (q, w) == (key, workload) and l != "dynaxx"]:
+            peers = [l for q, w, l in records if (q, w) == (key, workload) and l != "dynaxx"]
+            known = {library: figure for library in peers if (figure := figure_of(records[key, workload, library]))}
+            if known:
+                fastest = min(known, key=lambda library: known[library]["median"])
+                least = known[fastest]["growth"]
+                if mine["growth"] > (1 + SLACK) * least:
+                    larger.append(f"{name} {mine['growth'] / 1e6:.0f} MB, {fastest} {least / 1e6:.0f} MB")
+            for library in peers:
                 turn = turns.get((key, workload, library), {})
                 peer = turn.get(library) or figure_of(records[key, workload, library])
                 own = turn.get("dynaxx", mine)
@@ -133,6 +145,7 @@ def standing(records: dict[tuple[str, str, str], dict[str, Any]]) -> str:
         (f"**Goals met**, {len(met)} of {len(met) + len(missed)}", met), ("**Missed**", missed),
         ("**Goals that lie below the multiply-adds** of what dynaxx computes", below),
         ("**A peer is ahead** (taking turns in one process where that was measured)", behind),
+        (f"**More memory than the fastest peer**, by over {SLACK:.0%}", larger),
     ]  # fmt: skip
     return "\n\n".join(f"{head}: {'; '.join(items) or 'none'}." for head, items in parts)
 
@@ -185,7 +198,8 @@ def conditions(records: dict[tuple[str, str, str], dict[str, Any]]) -> str:
     loads = [figure["load"][1] for record in timed if (figure := figure_of(record))]
     return (
         f"Measured from {dates[0]} to {dates[-1]} on {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['memory_gb']} GB, {machine['system']}, Python {machine['python']}, torch {machine['torch']}, "
+        f"{machine['memory_gb']} GB, {machine['system']}, Python {machine['python']}, torch {machine['torch']} "
+        f"({machine.get('capability', 'capability not noted')}), "
         f"{machine['threads']} threads. One-minute load averages while measuring: {min(loads):.1f} to {max(loads):.1f} "
         f"(the benchmark itself counts for {machine['threads']}). †n marks n < 5 repetitions, ‡ a load above {BUSY:g}: "
         f"other work ran beside, and such figures do not even settle an order."

@@ -4,7 +4,7 @@
 ``resnet56``: pretrained on CIFAR-10, curvature and BatchNorm statistics from lossless training images, accuracy on the
 1,000 lossless test images. Damping and magnitude's scope are chosen on training images that the curvature has not
 seen. Parts: ``one-shot`` at 50 to 98 %; ``tuned``, two of them after fine-tuning; ``loss``, what goes for a point of
-accuracy.
+accuracy; ``untrained``, pruned before training.
 
     python studies/pruning.py --quick          under a minute; fails if a qualitative result does
     python studies/pruning.py                  everything; goes on where it stopped
@@ -25,12 +25,13 @@ from typing import Any
 import pruning_loss
 import pruning_tables
 import pruning_tuning
+import pruning_untrained
 from pruning_methods import METHODS, SPARSITIES, file_name, one, shuffling
 from pruning_models import Case, Sizes, case_of, sizes_of
 from runs import ROOT, Cells, Skipped, data_folder
 
 MODELS = ("mlp", "resnet20", "resnet56")
-PARTS = ("one-shot", "tuned", "loss")
+PARTS = ("one-shot", "tuned", "loss", "untrained")
 QUICK_METHODS = ("magnitude", "lowest Fisher", "OBD", "OBS, recomputed")
 QUICK_PLAN = pruning_tuning.Plan({0.95: (0.03, 0.1)}, (0.8, 0.95), pruning_tuning.Budget(2, 2000, 100))
 # what of the networks that take longest is measured where nothing else is asked for
@@ -182,6 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 wrong += check_tuned(tuned)
             if "loss" in given.parts and model != "resnet56":
                 pruning_loss.run(model, given.seeds, given.results / "loss", cases, sizes, given.criteria)
+        if "untrained" in given.parts and "mlp" in given.models:
+            pruning_untrained.run(given.seeds, given.results / "untrained", data, sizes_of("mlp", False))
         print(pruning_tables.everything(given.results))
     print("\n".join(wrong) or "every check holds")
     return int(bool(wrong))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,29 +76,58 @@ def hits(model: nn.Module, images: tuple[Tensor, Tensor]) -> int:
     return int(answers(model, images).sum())
 
 
-def mlp_case(sizes: Sizes, data: Path, seed: int) -> Case:
-    """784-40-20-10 trained on MNIST."""
+def mlp_images(data: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """MNIST's images and labels, for training and for the test."""
     path = data / "mnist" / "mnist_10k_train_10k_test.npz"
     if not path.is_file():
         raise Skipped(f"{path.name} is not there")
     held = numpy.load(path)
-    x, y = _mnist(held["x_train"]), torch.as_tensor(held["y_train"]).long()
-    test = _mnist(held["x_test"]), torch.as_tensor(held["y_test"]).long()
+    train, test = ((_mnist(held[f"x_{part}"]), torch.as_tensor(held[f"y_{part}"]).long()) for part in ("train", "test"))
+    return train, test
+
+
+def perceptron(seed: int) -> nn.Sequential:
+    """784-40-20-10, untrained; torch's random numbers go on from there."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(784, 40), nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 10))
+    return nn.Sequential(nn.Linear(784, 40), nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 10))
+
+
+def train_perceptron(
+    model: nn.Module, images: tuple[Tensor, Tensor], sizes: Sizes, seed: int | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+) -> nn.Module:  # fmt: skip
+    """Trained in place on the first images, with weights outside the masks at zero; in evaluation mode."""
+    if seed is not None:
+        torch.manual_seed(seed)
+    (x, y), parameters = images, dict(model.named_parameters())
+
+    @torch.no_grad()
+    def hold() -> None:
+        for name, mask in (masks or {}).items():
+            parameters[name].mul_(mask)
+
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     steps = sizes.epochs * (sizes.train // 100)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, total_steps=steps)
+    hold()
     for _ in range(sizes.epochs):
         for part in torch.randperm(sizes.train)[: sizes.train // 100 * 100].split(100):
             optimiser.zero_grad()
             functional.cross_entropy(model(x[part]), y[part]).backward()
             optimiser.step()
+            hold()
             schedule.step()
+    return model.eval()
+
+
+def mlp_case(sizes: Sizes, data: Path, seed: int) -> Case:
+    """The perceptron trained on MNIST."""
+    (x, y), test = mlp_images(data)
+    model = train_perceptron(perceptron(seed), (x, y), sizes)
     order = torch.randperm(sizes.train)[: sizes.curvature]  # curvature where it was trained, choices where it was not
     rest = slice(sizes.train, len(x) - sizes.held)
     return Case(
-        model.eval(), x[order], x[-sizes.held :], x[order], test, y[order],
+        model, x[order], x[-sizes.held :], x[order], test, y[order],
         (x[: sizes.train], y[: sizes.train]), (x[rest], y[rest]),
     )  # fmt: skip
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from pruning_methods import METHODS, SPARSITIES, file_name
 from pruning_models import unpacked
-from pruning_tuning import SCOPES, Way, chosen
+from pruning_tuning import KINDS, SCOPES, Way, chosen
+from pruning_untrained import NAMES
 from runs import proportion, read
 from torch import Tensor
 
@@ -32,7 +33,7 @@ def kept(folder: Path) -> dict[str, Any]:
 
 
 def kept_tuned(folder: Path) -> dict[str, Any]:
-    """Fine-tuned cells: "model|seed|magnitude or curvature|sparsity" -> result of what was chosen with seed 0."""
+    """Fine-tuned cells: "model|seed|kind|sparsity" -> result of what was chosen with seed 0."""
     every: dict[tuple[str, str, str], dict[str, dict[Way, Any]]] = {}
     for key, value in read(folder).items():
         model, seed, word, sparsity, rate = key.split("-")
@@ -70,28 +71,29 @@ def tables(found: Mapping[str, Any], sparsities: Sequence[float] = SPARSITIES) -
 
 
 def tuned_tables(found: Mapping[str, Any]) -> str:
-    """Fine-tuned accuracy of both, in percent, and their difference on the same images, in points."""
+    """Fine-tuned accuracy in percent, and what it is above magnitude's on the same images, in points."""
     lines = []
     for model in _models(found):
         mine = {tuple(key.split("|")[1:]): value for key, value in found.items() if key.startswith(model + "|")}
         lines += ["", f"{model}: fine-tuned", ""]
-        lines += _head(["", "start", "rate", "before", "after", "curvature - magnitude, seed by seed", "mean"])
+        lines += _head(["", "start", "rate", "before", "after", "above magnitude, seed by seed", "mean"])
         for sparsity in sorted({key[2] for key in mine}, key=float):
-            seeds = sorted(seed for seed, word, s in mine if s == sparsity and word == "curvature")
-            seeds = [seed for seed in seeds if (seed, "magnitude", sparsity) in mine]
-            for word in ("magnitude", "curvature"):
-                cells = [mine[seed, word, sparsity] for seed in seeds]
+            for kind in KINDS:
+                seeds = sorted(seed for seed, word, s in mine if (word, s) == (kind, sparsity))
+                cells = [mine[seed, kind, sparsity] for seed in seeds]
                 if not cells:
                     continue
                 methods = "; ".join(dict.fromkeys(cell["method"] for cell in cells))
                 shares = [
                     _share([cell["hits"][when] for cell in cells], cells[0]["count"]) for when in ("before", "after")
                 ]
-                by_seed = mean = ""
-                if word == "curvature":
-                    pairs = [(_right(mine[s, "magnitude", sparsity]), _right(mine[s, word, sparsity])) for s in seeds]
-                    by_seed = ", ".join(f"{100 * float((b - a).mean()):+.1f}" for a, b in pairs)
-                    mean = _points(_change(pairs))
+                pairs = [
+                    (_right(mine[seed, SCOPES[0], sparsity]), _right(mine[seed, kind, sparsity]))
+                    for seed in seeds
+                    if kind != SCOPES[0] and (seed, SCOPES[0], sparsity) in mine
+                ]
+                by_seed = ", ".join(f"{100 * float((b - a).mean()):+.1f}" for a, b in pairs)
+                mean = _points(_change(pairs)) if pairs else ""
                 lines.append(
                     f"| {100 * float(sparsity):g} % | {methods} ({len(cells)}) | {cells[0]['rate']:g} | "
                     + " | ".join([*shares, by_seed, mean]) + " |"
@@ -170,8 +172,52 @@ def _head(columns: Sequence[str]) -> list[str]:
     return ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
 
 
+def untrained_tables(found: Mapping[str, Any]) -> str:
+    """Test accuracy in percent after training, with Wilson's interval; and above the same masks shuffled, in points."""
+    if not found:
+        return ""
+    by_name = {name: [v for key, v in found.items() if key.split("|")[1] == name] for name in NAMES}
+    sparsities = sorted(next(iter(found.values()))["rows"], key=float)
+    dense = statistics.mean(100 * value["dense"] / value["count"] for value in found.values())
+    lines = ["", f"mlp: pruned before training, dense {dense:.1f}", ""]
+    lines += _head(["method", *(f"{100 * float(s):g} %" for s in sparsities)])
+    for name, values in by_name.items():
+        if values:
+            cells = [_share([value["rows"][s]["hits"] for value in values], values[0]["count"]) for s in sparsities]
+            lines.append(f"| {name} ({len(values)}) | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "mlp: above its shuffled masks, in points",
+        "",
+        *_head(["method", *(f"{100 * float(s):g} %" for s in sparsities)]),
+    ]
+    for name, values in by_name.items():
+        others = by_name.get(f"{name}, shuffled", [])
+        if values and len(values) == len(others):
+            pairs = list(zip(values, others, strict=True))
+            changes = [
+                _change(
+                    [
+                        (_bits(b["rows"][s]["right"], b["count"]), _bits(a["rows"][s]["right"], a["count"]))
+                        for a, b in pairs
+                    ]
+                )
+                for s in sparsities
+            ]
+            lines.append(f"| {name} ({len(values)}) | " + " | ".join(map(_points, changes)) + " |")
+    return "\n".join(lines)
+
+
+def kept_untrained(folder: Path) -> dict[str, Any]:
+    """Cells of networks pruned before training: "seed|name" -> result."""
+    names = {file_name(name): name for name in NAMES}
+    cells = {key: key.split("-", 1) for key in read(folder)} if folder.is_dir() else {}
+    return {f"{seed}|{names[word]}": read(folder)[key] for key, (seed, word) in cells.items()}
+
+
 def everything(results: Path) -> str:
     """Every table of the kept results."""
     return "\n".join((
-        tables(kept(results)), tuned_tables(kept_tuned(results / "tuned")), loss_tables(kept(results / "loss"))
+        tables(kept(results)), tuned_tables(kept_tuned(results / "tuned")), loss_tables(kept(results / "loss")),
+        untrained_tables(kept_untrained(results / "untrained")),
     ))  # fmt: skip

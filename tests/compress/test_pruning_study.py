@@ -142,7 +142,8 @@ def test_both_starts_are_tuned_alike_and_their_masks_hold(studies, models, small
     tuning = studies("pruning_tuning")
     plan = tuning.Plan({0.8: (1e-3, 0.1)}, (0.5, 0.8), tuning.Budget(3, 200, 50))
     sizes = models.Sizes(curvature=200, held=50, calibration=200, steps=1, grid=(0.1,))
-    found = tuning.run("net", [0, 1], tmp_path / "r", tmp_path / "c", lambda seed: small, sizes, plan)
+    kinds = ("magnitude", "curvature")
+    found = tuning.run("net", [0, 1], tmp_path / "r", tmp_path / "c", lambda seed: small, sizes, plan, kinds)
     assert sorted(found) == [f"net|{s}|{word}|0.8" for s in (0, 1) for word in ("curvature", "magnitude")]
     # the first seed tries both rates, and the other scopes at the better one; the second takes over its choices
     assert [len(list((tmp_path / "r").glob(f"net-{seed}-*"))) for seed in (0, 1)] == [6, 2]
@@ -154,6 +155,21 @@ def test_both_starts_are_tuned_alike_and_their_masks_hold(studies, models, small
         losses = found[f"net|0|{word}|0.8"]["losses"]
         assert losses[-1] < losses[0]
     assert all(value.equal(small.model.state_dict()[name]) for name, value in before.items())
+
+
+def test_every_kind_of_start_is_tuned_and_told_beside_magnitude(studies, models, small, tmp_path):
+    tuning, tables = studies("pruning_tuning"), studies("pruning_tables")
+    plan = tuning.Plan({0.8: (0.1,)}, (0.5, 0.8), tuning.Budget(2, 200, 50))
+    sizes = models.Sizes(curvature=200, held=50, calibration=200, steps=1, grid=(0.1,))
+    found = tuning.run("net", [0], tmp_path / "r", tmp_path / "c", lambda seed: small, sizes, plan)
+    assert {key.split("|")[2] for key in found} == set(tuning.KINDS)
+    assert {cell["method"] for cell in found.values()} >= {"SNIP", "GraSP", "SynFlow", "random", "lowest Fisher"}
+    said = tables.tuned_tables(found).splitlines()
+    rows = {line.split(" | ")[1]: line for line in said if line.startswith("| 80 %")}
+    assert len(rows) == len(tuning.KINDS)
+    assert next(iter(rows.values())).endswith("|  |  |")  # magnitude, in whichever scope
+    gained = 100 * (found["net|0|obd|0.8"]["hits"]["after"] - found["net|0|magnitude|0.8"]["hits"]["after"]) / 200
+    assert f"| {gained:+.1f} |" in rows["OBD (1)"]
 
 
 def test_starts_are_read_back_and_made_anew_for_other_sizes(studies, models, small, tmp_path):
@@ -175,10 +191,40 @@ def test_a_diverged_rate_is_kept_and_not_chosen(studies, models, small, tmp_path
     tuning = studies("pruning_tuning")
     plan = tuning.Plan({0.5: (0.01, 1e30)}, (0.5,), tuning.Budget(2, 200, 50))
     sizes = models.Sizes(curvature=200, held=50, calibration=200, steps=1, grid=(0.1,))
-    found = tuning.run("net", [0], tmp_path / "r", tmp_path / "c", lambda seed: small, sizes, plan)
+    kinds = ("magnitude", "curvature")
+    found = tuning.run("net", [0], tmp_path / "r", tmp_path / "c", lambda seed: small, sizes, plan, kinds)
     kept = [json.loads(path.read_text())["result"] for path in (tmp_path / "r").glob("*1e+30.json")]
     assert ["lower lr" in cell["diverged"] for cell in kept] == [True, True]
     assert {cell["rate"] for cell in found.values()} == {0.01}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Before training
+
+
+def test_networks_pruned_before_training_keep_their_masks(studies, models, data, tmp_path):
+    if not (data / "mnist").is_dir():
+        pytest.skip("MNIST is not there")
+    untrained, tables = studies("pruning_untrained"), studies("pruning_tables")
+    sizes = models.Sizes(curvature=100, train=1000, epochs=1)
+    train, _ = models.mlp_images(data)
+    start = models.perceptron(0)
+    masks = untrained.chosen("SNIP, shuffled", start, train, 0, sizes)(0.9)
+    alone = untrained.chosen("SNIP", start, train, 0, sizes)(0.9)
+    assert [int(m.sum()) for m in masks.values()] == [int(m.sum()) for m in alone.values()]
+    assert not all(masks[name].equal(alone[name]) for name in masks)
+    trained = models.train_perceptron(start, train, sizes, 0, masks)
+    for name, mask in masks.items():
+        value = dict(trained.named_parameters())[name]
+        assert not value[~mask].any()
+        assert value[mask].count_nonzero() == mask.sum()
+    names = (untrained.AFTER, "SNIP", "SNIP, shuffled")
+    found = untrained.run([0], tmp_path, data, sizes, names, (0.5, 0.9))
+    assert found == tables.kept_untrained(tmp_path)
+    said = tables.untrained_tables(found)
+    hits = [found[f"0|{name}"]["rows"]["0.9"]["hits"] for name in names]
+    assert f"| {100 * (hits[1] - hits[2]) / 10000:.1f} [" in said.splitlines()[-1]
+    assert all(f"| {hit / 100:.1f} [" in said for hit in hits)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
