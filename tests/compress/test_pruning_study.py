@@ -85,8 +85,9 @@ def test_checks_can_fail(study):
 
 
 def test_checks_of_tuning_and_loss_can_fail(study, models):
-    assert study.check_tuned({"a": {"hits": {"before": 5, "after": 6}}}) == []
-    assert len(study.check_tuned({"a": {"hits": {"before": 6, "after": 6}}})) == 1
+    hits = lambda before, after: {"hits": {"before": before, "after": after}}
+    assert study.check_tuned({"net|0|magnitude|0.8": hits(5, 6), "net|0|grasp|0.8": hits(6, 6)}) == []
+    assert len(study.check_tuned({"net|0|curvature|0.8": hits(6, 6)})) == 1
     right = lambda hits: models.packed(torch.arange(1000) < hits)
     cell = lambda low, high: {
         "m": {"count": 1000, "right": right(900), "rows": {"0.1": {"right": right(low)}, "0.9": {"right": right(high)}}}

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dynaxx.matmul import has_faster_products
 from dynaxx.model.rules.base import Rule, chunk, products
 
 GROUPED_EXAMPLES = 16  # examples in one grouped call: enough to fill the cores, few enough to stay in cache
 PATCHED_EXAMPLES = 8  # examples whose patches exist at one time on a CPU, for the same reasons
+MANY = 64  # entries of a patch below which it is cheap
 GHOST = 2  # how much slower the small products of inner products are than those of gradients
 
 
@@ -25,7 +27,8 @@ class ConvolutionWeight(Rule):
     The per-example weight gradient is G = g p^T for the patches p (C k, T) that meet the kernel: one batched product,
     with patches that all cotangents share. Patches of a few examples at a time cost next to nothing; those of a whole
     batch would cost more than the products. With groups the products are too small, and the gradients of many examples
-    are the weight gradient of one grouped convolution that has the examples as groups.
+    are the weight gradient of one grouped convolution that has the examples as groups; so they are where convolutions
+    are faster than products.
     """
 
     def __init__(self, module: Any) -> None:
@@ -47,7 +50,10 @@ class ConvolutionWeight(Rule):
         """Per-example gradients in pieces: cotangent k, some examples, their G, which lasts until the next one; or made
         inside ``out``, if given.
         """
-        return self._by_groups(a, g, out) if self.groups > 1 else self._by_patches(a, g, out)
+        # one after another they are faster as a convolution's where products are slow; kept, they would be copied
+        quick = out is None and has_faster_products() and a.device.type == "cpu" and a.dtype == torch.float32
+        grouped = self.groups > 1 or (quick and math.prod(self.shape[1:]) >= MANY)
+        return self._by_groups(a, g, out) if grouped else self._by_patches(a, g, out)
 
     def _by_groups(self, a: Tensor, g: Tensor, out: Tensor | None) -> Iterator[tuple[int, slice, Tensor]]:
         for start in range(0, len(a), GROUPED_EXAMPLES):
