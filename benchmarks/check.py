@@ -26,7 +26,7 @@ EXAMPLES = {"mlp": 4, "cnn": 4, "lm": 2}
 POSITIONS = 16  # of the language model
 TOLERANCE = {
     "hessian_product": 2e-3,
-    **dict.fromkeys(("kfac_step", "kfac_step_10", "kfac_step_drawn"), 2e-3),
+    **dict.fromkeys(("kfac_step", "kfac_step_10", "kfac_step_spaced", "kfac_step_drawn"), 2e-3),
     "top_eigenvalues": 1e-3,
 }
 SEEDS, PROBES = 8, 50
@@ -205,6 +205,7 @@ REFERENCES: dict[str, Callable[[Workload], Any]] = {
     "spectrum": spectrum,
     "kfac_step": lambda w: kfac_step(w, observed(w)),
     "kfac_step_10": lambda w: kfac_step(w, observed(w)),
+    "kfac_step_spaced": lambda w: kfac_step(w, observed(w)),
     "kfac_step_drawn": lambda w: kfac_step(w, drawn(output(w))),
 }
 

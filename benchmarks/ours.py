@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from registry import DAMPING, PRODUCTS, TOP, Cell, cell
 from torch import Tensor
-from workloads import Workload
+from workloads import Workload, gradient
 
 import dynaxx
 
@@ -121,6 +121,21 @@ def kfac_step_10(workload: Workload) -> Cell:
         held, direction = step(workload, "empirical")
         for _ in range(EVERY - 1):
             _, direction = step(workload, "empirical", held)
+        return direction
+
+    return Cell(run, EVERY, lambda direction: direction)
+
+
+@cell("kfac_step_spaced", "dynaxx")
+def kfac_step_spaced(workload: Workload) -> Cell:
+    """Between its factors a step is a plain gradient and a solve."""
+
+    def run() -> Tensor:
+        held, direction = step(workload, "empirical")
+        for _ in range(EVERY - 1):
+            gradient(workload)
+            slopes = {name: parameter.grad for name, parameter in workload.model.named_parameters()}
+            direction = held.ravel(held.solve(slopes, damping=DAMPING, method="factored"))
         return direction
 
     return Cell(run, EVERY, lambda direction: direction)

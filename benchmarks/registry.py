@@ -58,6 +58,7 @@ QUANTITIES = {
     "spectrum": _row("All non-zero eigenvalues, 128 examples", "21/129", "15/40", batch=128),
     "kfac_step": _row("K-FAC step, inverses every step", "7.4/4.0/3.5", "5/3/2.5"),
     "kfac_step_10": _row("K-FAC step, inverses every 10", "3.8/-/-", "2.5/2.2/1.9"),
+    "kfac_step_spaced": _row("K-FAC step, factors and inverses every 10", "-/-/-", "2.5/2.2/1.9"),
     "kfac_step_drawn": _row("K-FAC step with labels drawn from the model", "-/-/-", "5/3/2.5"),
 }
 

@@ -6,6 +6,8 @@ from torch import nn
 
 import dynaxx
 from dynaxx import matmul
+from dynaxx.model.rules import convolution
+from dynaxx.model.rules.convolution import ConvolutionWeight
 
 needs_onednn = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
@@ -88,3 +90,31 @@ def test_operators_are_the_same_either_way(fast, form):
     exact = dynaxx.fisher(model.double(), x.double(), form=form)
     expected = exact @ v.double() if form != "kfac" else exact.solve(v.double(), damping=0.1, method="factored")
     torch.testing.assert_close(given.double(), expected, rtol=1e-3, atol=2e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (lambda: nn.Conv1d(40, 6, 5, stride=3, dilation=2), (31,)),
+        (lambda: nn.Conv2d(16, 6, 3, stride=2), (9, 8)),
+        (lambda: nn.Conv3d(8, 3, 2), (4, 3, 5)),
+    ],
+    ids=["1d", "2d", "3d"],
+)
+def test_gradients_of_single_images_are_the_same_either_way(monkeypatch, make, size):
+    torch.manual_seed(0)
+    layer = make()
+    rule, a = ConvolutionWeight(layer), torch.randn(19, layer.in_channels, *size)
+    g = torch.randn(2, 19, *layer(a).shape[1:])
+    called, found = [], {}
+    inner = rule._grouped
+    monkeypatch.setattr(rule, "_grouped", lambda *given: called.append(1) or inner(*given))
+    for quick in (False, True):
+        monkeypatch.setattr(convolution, "has_faster_products", lambda quick=quick: quick)
+        found[quick] = [rule.squares(a, g), super(ConvolutionWeight, rule).norms(a, g), rule.gradients(a, g)]
+        assert bool(called) == quick
+    expected = ConvolutionWeight(layer.double()).gradients(a.double(), g.double())
+    for squares, norms, gradients in found.values():
+        torch.testing.assert_close(gradients.double(), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(squares.double(), expected.square().sum((0, 1)), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(norms.double(), expected.flatten(2).square().sum(2), rtol=1e-4, atol=1e-3)

@@ -193,15 +193,18 @@ def kronfluence_factors(w: Workload) -> Cell:
 # SINGD
 
 
+cannot("kfac_step_10", "singd", "cannot take factors every step and inverses every 10: see the row of both every 10")
+
+
 @cell("kfac_step", "singd")
 def singd_step(w: Workload) -> Cell:
     """IKFAC: inverse-free, dense structures, every step."""
     return singd_steps(w, 1)
 
 
-@cell("kfac_step_10", "singd")
-def singd_step_10(w: Workload) -> Cell:
-    """Spaces its factors as well as its inverses, so it does less than the other rows."""
+@cell("kfac_step_spaced", "singd")
+def singd_step_spaced(w: Workload) -> Cell:
+    """T spaces its factors as well as its inverses."""
     return singd_steps(w, EVERY)
 
 
