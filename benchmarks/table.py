@@ -143,7 +143,7 @@ def standing(records: dict[tuple[str, str, str], dict[str, Any]]) -> str:
                     behind.append(f"{name}: {library} {peer['median']:.3g} against {own['median']:.3g}, {verdict}")
     parts = [
         (f"**Goals met**, {len(met)} of {len(met) + len(missed)}", met), ("**Missed**", missed),
-        ("**Goals that lie below the multiply-adds** of what dynaxx computes, met by faster products alone", below),
+        ("**Goals that lie below the multiply-adds** of the algorithm makes, in reach of faster products alone", below),
         ("**A peer is ahead** (taking turns in one process where that was measured)", behind),
         (f"**More memory than the fastest peer**, by over {SLACK:.0%}", larger),
     ]  # fmt: skip

@@ -114,13 +114,12 @@ class _Reverse(torch.autograd.Function):
     def backward(ctx: Any, *v: Tensor | None) -> tuple[Tensor | None, ...]:
         g, x, weight = ctx.saved_tensors
         vx, vweight, vbias = v
-        total = vbias if vbias is None else vbias.expand(*x.shape[:-1], len(weight))
-        if vx is not None:
-            inside = matmul(_rows(vx), weight.T)
-            total = inside.view(*x.shape[:-1], -1) if total is None else total + inside.view(total.shape)
+        terms = [] if vx is None else [matmul(_rows(vx), weight.T)]
         if vweight is not None:
-            inside = matmul(_rows(x), vweight.T)
-            total = inside.view(*x.shape[:-1], -1) if total is None else total + inside.view(total.shape)
+            terms.append(matmul(_rows(x), vweight.T))
+        if vbias is not None:
+            terms.append(vbias.expand(x.shape[:-1].numel(), -1))
+        total = sum(terms[1:], terms[0]).reshape(*x.shape[:-1], -1) if terms else None
         of_x = of_weight = None
         if g is not None and vweight is not None and ctx.needs_input_grad[1]:
             of_x = matmul(_rows(g), vweight).view(x.shape)

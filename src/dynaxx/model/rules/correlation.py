@@ -140,9 +140,12 @@ class SecondMoment:
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         beta = int(self._sum is not None)
         total = self._started(rows)
-        columns = sliceable(rows.T)
-        for start, stop in _strips(rows.shape[1]):
-            add_product(total[start:stop, :stop], columns[start:stop], columns[:stop].T, beta)
+        if rows.shape[1] < 2 * BLOCK:  # nothing is gained by strips, nor by rows in another order
+            total[: rows.shape[1], : rows.shape[1]].addmm_(rows.T, rows, beta=beta)
+        else:
+            columns = sliceable(rows.T)
+            for start, stop in _strips(rows.shape[1]):
+                add_product(total[start:stop, :stop], columns[start:stop], columns[:stop].T, beta)
         if self.homogeneous:
             self._add_border(rows.sum(0), len(rows))
 
