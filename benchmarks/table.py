@@ -109,7 +109,7 @@ def goals(records: dict[tuple[str, str, str], dict[str, Any]], workload: str) ->
         mine = records.get((key, workload, "dynaxx"))
         work = (figure_of(mine) or {}).get("work")
         lines.append(
-            f"| {quantity.title} | {number(quantity.best.get(workload))} | {number(quantity.goal[workload])} | "
+            f"| {quantity.title} | {number(quantity.best.get(workload))} | {number(quantity.goal.get(workload))} | "
             f"{number(work and round(work, 2))} | {text_of(mine)} | {shown} |"
         )
     return lines
@@ -123,9 +123,11 @@ def standing(records: dict[tuple[str, str, str], dict[str, Any]]) -> str:
             mine = figure_of(records.get((key, workload, "dynaxx")))
             if mine is None:
                 continue
-            goal, name = quantity.goal[workload], f"{quantity.title} ({HEADINGS[workload]})"
-            (met if round(mine["median"], 2) <= goal else missed).append(f"{name} {mine['median']:.3g}, goal {goal:g}")
-            if mine.get("work", 0.0) > goal:
+            goal, name = quantity.goal.get(workload), f"{quantity.title} ({HEADINGS[workload]})"
+            if goal is not None:
+                reached = met if round(mine["median"], 2) <= goal else missed
+                reached.append(f"{name} {mine['median']:.3g}, goal {goal:g}")
+            if goal is not None and mine.get("work", 0.0) > goal:
                 below.append(f"{name} {mine['work']:.3g}, goal {goal:g}")
             peers = [l for q, w, l in records if (q, w) == (key, workload) and l != "dynaxx"]
             known = {library: figure for library in peers if (figure := figure_of(records[key, workload, library]))}
