@@ -42,10 +42,10 @@ peer reached in a survey made before this library was written, and what it aims 
 * "Multiply-adds" counts those of dynaxx's products and convolutions, over those of a gradient; in float64 one counts
   twice. At the rate of torch's own products a time near that has no overhead left, and a goal below it wants another
   algorithm or faster products. Factorisations, elementwise work and memory come on top.
-* The unit depends on the processor. Here torch's convolutions run at twice the rate of its float32 products, which MKL
-  makes with AVX2 kernels on a processor of AMD's; dynaxx takes oneDNN for large products
-  ({{doc}}`architecture`), peers and q0 do not. On the processor of an earlier run of this page the two were level; rows
-  with many products took up to 1.8 times as many gradients there, rows of the CNN fewer.
+* The unit depends on the processor. On one of AMD's with AVX-512 torch's convolutions run at twice the rate of its
+  float32 products, which MKL makes with AVX2 kernels; dynaxx takes oneDNN for large products there
+  ({{doc}}`architecture`), peers and q0 do not. On others products are torch's own, and what the MLP and the language
+  model take is more gradients than on such a one: this version has been measured on the processor named below alone.
 * A K-FAC step is the gradient, the factors of that batch, damped inverses, and the preconditioned gradient. Like the
   peers' optimisers it takes its factors from the observed labels' scores, which is not the Fisher information but
   shares the gradient's reverse pass; the last row draws labels instead. Damping differs between libraries, so these
@@ -145,7 +145,7 @@ def standing(records: dict[tuple[str, str, str], dict[str, Any]]) -> str:
                     behind.append(f"{name}: {library} {peer['median']:.3g} against {own['median']:.3g}, {verdict}")
     parts = [
         (f"**Goals met**, {len(met)} of {len(met) + len(missed)}", met), ("**Missed**", missed),
-        ("**Goals that lie below the multiply-adds** of the algorithm makes, in reach of faster products alone", below),
+        ("**Goals below the multiply-adds** that the algorithm makes, in reach of faster products alone", below),
         ("**A peer is ahead** (taking turns in one process where that was measured)", behind),
         (f"**More memory than the fastest peer**, by over {SLACK:.0%}", larger),
     ]  # fmt: skip

@@ -3,7 +3,7 @@
 (a) ``mlp``: 784-40-20-10 on MNIST, as Singh & Alistarh (NeurIPS 2020) had it, trained here. (b) ``resnet20`` and
 ``resnet56``: pretrained on CIFAR-10, curvature and BatchNorm statistics from lossless training images, accuracy on the
 1,000 lossless test images. Damping and magnitude's scope are chosen on training images that the curvature has not
-seen. Parts: ``one-shot`` at 50 to 98 %; ``tuned``, two of them after fine-tuning; ``loss``, what goes for a point of
+seen. Parts: ``one-shot`` at 50 to 98 %; ``tuned``, every one after fine-tuning; ``loss``, what goes for a point of
 accuracy; ``untrained``, pruned before training.
 
     python studies/pruning.py --quick          under a minute; fails if a qualitative result does

@@ -177,42 +177,34 @@ def untrained_tables(found: Mapping[str, Any]) -> str:
     if not found:
         return ""
     by_name = {name: [v for key, v in found.items() if key.split("|")[1] == name] for name in NAMES}
+    by_name = {name: values for name, values in by_name.items() if values}
     sparsities = sorted(next(iter(found.values()))["rows"], key=float)
+    head = _head(["method", *(f"{100 * float(s):g} %" for s in sparsities)])
     dense = statistics.mean(100 * value["dense"] / value["count"] for value in found.values())
-    lines = ["", f"mlp: pruned before training, dense {dense:.1f}", ""]
-    lines += _head(["method", *(f"{100 * float(s):g} %" for s in sparsities)])
+    lines = ["", f"mlp: pruned before training, dense {dense:.1f}", "", *head]
     for name, values in by_name.items():
-        if values:
-            cells = [_share([value["rows"][s]["hits"] for value in values], values[0]["count"]) for s in sparsities]
-            lines.append(f"| {name} ({len(values)}) | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "mlp: above its shuffled masks, in points",
-        "",
-        *_head(["method", *(f"{100 * float(s):g} %" for s in sparsities)]),
-    ]
+        cells = [_share([value["rows"][s]["hits"] for value in values], values[0]["count"]) for s in sparsities]
+        lines.append(f"| {name} ({len(values)}) | " + " | ".join(cells) + " |")
+    lines += ["", "mlp: above its shuffled masks, in points", "", *head]
     for name, values in by_name.items():
-        others = by_name.get(f"{name}, shuffled", [])
-        if values and len(values) == len(others):
-            pairs = list(zip(values, others, strict=True))
-            changes = [
-                _change(
-                    [
-                        (_bits(b["rows"][s]["right"], b["count"]), _bits(a["rows"][s]["right"], a["count"]))
-                        for a, b in pairs
-                    ]
-                )
+        if others := by_name.get(f"{name}, shuffled"):
+            cells = [
+                _points(_change([(_of(b, s), _of(a, s)) for a, b in zip(values, others, strict=True)]))
                 for s in sparsities
             ]
-            lines.append(f"| {name} ({len(values)}) | " + " | ".join(map(_points, changes)) + " |")
+            lines.append(f"| {name} ({len(values)}) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _of(value: Mapping[str, Any], sparsity: str) -> Tensor:
+    return _bits(value["rows"][sparsity]["right"], value["count"])
 
 
 def kept_untrained(folder: Path) -> dict[str, Any]:
     """Cells of networks pruned before training: "seed|name" -> result."""
     names = {file_name(name): name for name in NAMES}
-    cells = {key: key.split("-", 1) for key in read(folder)} if folder.is_dir() else {}
-    return {f"{seed}|{names[word]}": read(folder)[key] for key, (seed, word) in cells.items()}
+    cells = {tuple(key.split("-", 1)): value for key, value in read(folder).items()}
+    return {f"{seed}|{names[word]}": value for (seed, word), value in cells.items()}
 
 
 def everything(results: Path) -> str:

@@ -24,8 +24,7 @@ from dynaxx.compress.recipe import Recipe
 
 METHODS = {"magnitude": "magnitude", "random": "random", "SNIP": "snip", "GraSP": "grasp", "SynFlow": "synflow"}
 AFTER = "magnitude, after training"
-CONTROLS = (f"{name}, shuffled" for name in METHODS if name != "random")
-NAMES = (AFTER, *METHODS, *CONTROLS)
+NAMES = (AFTER, *METHODS, *(f"{name}, shuffled" for name in METHODS if name != "random"))
 GRID = (0.5, 0.8, 0.9, 0.95, 0.98)
 
 
@@ -52,11 +51,11 @@ def one(name: str, data: Path, seed: int, sizes: Sizes, grid: Sequence[float]) -
     def trained(model: nn.Module, masks: dict[str, Tensor] | None = None) -> nn.Module:
         return train_perceptron(copy.deepcopy(model), train, sizes, seed, masks)
 
-    dense = trained(start)
-    masks = chosen(name, dense if name == AFTER else start, train, seed, sizes)
-    rows = {}
+    dense, rows = trained(start), {}
+    begun = dense if name == AFTER else start
+    masks = chosen(name, begun, train, seed, sizes)
     for sparsity in grid:
-        right = answers(trained(dense if name == AFTER else start, masks(sparsity)), test)
+        right = answers(trained(begun, masks(sparsity)), test)
         rows[f"{sparsity:g}"] = {"hits": int(right.sum()), "right": packed(right)}
         print(f"  {name} {sparsity:g}: {rows[f'{sparsity:g}']['hits']}", flush=True)
     return {"count": len(test[1]), "dense": int(answers(dense, test).sum()), "rows": rows}

@@ -50,20 +50,22 @@ class FastLinear(TorchFunctionMode):
     ) -> Any:
         if func is functional.linear:
             x, weight, bias = _arguments(*args, **(kwargs or {}))
-            leaves = weight.is_leaf and (bias is None or bias.is_leaf)
-            if (
-                leaves
-                and not _saves_elsewhere()
-                and weight.dim() == 2
-                and x.dim() > 1
-                and not torch.is_autocast_enabled(x.device.type)
-            ):
-                with torch.no_grad():
-                    fast = is_fast(_rows(x), weight.T, LEAST)
-                if fast:
-                    self.used = True
-                    return _Forward.apply(x, weight, bias, self)
+            if _is_plain(x, weight, bias) and x.shape[:-1].numel() * weight.numel() >= LEAST and is_fast(x, weight):
+                self.used = True
+                return _Forward.apply(x, weight, bias, self)
         return func(*args, **(kwargs or {}))
+
+
+def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """A matrix and rows, of parameters themselves: what made a computed weight may be wanted of a reverse pass."""
+    return (
+        weight.dim() == 2
+        and x.dim() > 1
+        and weight.is_leaf
+        and (bias is None or bias.is_leaf)
+        and not torch.is_autocast_enabled(x.device.type)
+        and not _saves_elsewhere()
+    )
 
 
 def _arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dynaxx.matmul import add_product
 
-CHUNK_BYTES = 2**25  # per-example gradients that exist at one time; larger pieces of memory are never handed out twice
+CHUNK_BYTES = 2**25  # per-example gradients that exist at one time: glibc maps what is larger anew each time
 TILE = 192  # rows of a symmetric product that are made together
 
 
