@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dynaxx.track import Store
-from integrations.processes import COMMON, run
+from processes import DIGITS, run
 
 pytestmark = [
     pytest.mark.slow,
@@ -12,8 +12,9 @@ pytestmark = [
 ]
 
 ACCELERATE = (
-    COMMON
+    DIGITS
     + """
+os.environ["ACCELERATE_USE_CPU"] = "true"
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -49,13 +50,11 @@ def train(kind):
 
 for kind in ("plain", "first", "second"):
     train(kind)
-dist.barrier()
-dist.destroy_process_group()
 """
 )
 
 STOPPED = (
-    COMMON
+    DIGITS
     + """
 def train(kind):
     net, optimizer = made()
@@ -74,8 +73,6 @@ def train(kind):
 
 for kind in ("acting", "watching"):
     train(kind)
-dist.barrier()
-dist.destroy_process_group()
 """
 )
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dynaxx.track import Store
-from integrations.processes import COMMON, run
+from processes import DIGITS, run
 
 pytest.importorskip("lightning", reason="pip install lightning (extra: lightning)")
 pytest.importorskip("sklearn", reason="trains on scikit-learn's digits (extra: demo)")
@@ -14,7 +14,7 @@ pytestmark = [
 ]
 
 SCRIPT = (
-    COMMON
+    DIGITS
     + """
 import warnings
 warnings.simplefilter("ignore")

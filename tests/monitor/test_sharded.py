@@ -1,8 +1,5 @@
 """A model in shards is refused before training starts: a look on one rank would wait for the others for ever."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -10,19 +7,15 @@ from torch import nn
 from dynaxx.errors import InputError
 from dynaxx.monitor import Monitor
 from dynaxx.monitor.sharded import require_whole
+from processes import run
 
 SCRIPT = """
-import sys
-import torch, torch.distributed as dist
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import distribute_module
 from dynaxx.errors import InputError
 from dynaxx.monitor import Monitor
 
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method="file:/" + f"/{folder}/meet", rank=rank, world_size=2)
 mesh = init_device_mesh("cpu", (2,))
 
 def made(kind):
@@ -57,24 +50,13 @@ whole = made("plain")
 whole.load_state_dict(state)
 found = Monitor(whole, batch).measure(0)
 print(f"copy: {rank == 0 and found.values['dynaxx/trace'] == expected.values['dynaxx/trace']}")
-dist.barrier()
-dist.destroy_process_group()
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 def test_each_kind_of_sharding_is_refused_on_all_ranks(tmp_path):
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for rank in (0, 1)
-    ]
-    for rank, process in enumerate(ranks):
-        said, complaints = process.communicate(timeout=120)
-        assert process.returncode == 0, complaints
+    for rank, said in enumerate(run(SCRIPT, tmp_path)):
         *refused, parallel, copy = said.splitlines()
         assert [line.split(": ")[0] for line in refused] == [
             "FSDP",
