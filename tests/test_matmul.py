@@ -112,9 +112,12 @@ def test_gradients_of_single_images_are_the_same_either_way(monkeypatch, make, s
     for quick in (False, True):
         monkeypatch.setattr(convolution, "has_faster_products", lambda quick=quick: quick)
         found[quick] = [rule.squares(a, g), super(ConvolutionWeight, rule).norms(a, g), rule.gradients(a, g)]
+        found[quick].append(rule.inner(a, g, a, g))
         assert bool(called) == quick
     expected = ConvolutionWeight(layer.double()).gradients(a.double(), g.double())
-    for squares, norms, gradients in found.values():
+    for squares, norms, gradients, inner in found.values():
         torch.testing.assert_close(gradients.double(), expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(squares.double(), expected.square().sum((0, 1)), rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(norms.double(), expected.flatten(2).square().sum(2), rtol=1e-4, atol=1e-3)
+        rows = expected.flatten(2).flatten(0, 1)
+        torch.testing.assert_close(inner.flatten(2).flatten(0, 1).tril(), (rows @ rows.T).tril(), rtol=1e-4, atol=1e-2)

@@ -127,6 +127,9 @@ def chunks(request, monkeypatch):
         monkeypatch.setattr(base, "CHUNK_BYTES", 400)
         monkeypatch.setattr(base, "TILE", 4)
         monkeypatch.setattr(convolution, "GROUPED_EXAMPLES", 2)
+        monkeypatch.setattr(convolution, "GROUPED_BYTES", 400)
+        monkeypatch.setattr(convolution, "SLICE_BYTES", 800)
+        monkeypatch.setattr(convolution, "SLICE", 2)
         monkeypatch.setattr(convolution, "PATCHED_EXAMPLES", 2)
         assert base.chunk(150) == 2
 

@@ -16,8 +16,11 @@ from dynaxx.matmul import has_faster_products
 from dynaxx.model.rules.base import Rule, chunk, products
 
 GROUPED_EXAMPLES = 16  # examples in one grouped call: enough to fill the cores, few enough to stay in cache
+GROUPED_BYTES = 2**23  # what such a call makes: twice as much takes five times as long
 PATCHED_EXAMPLES = 8  # examples whose patches exist at one time on a CPU, for the same reasons
-MANY = 64  # entries of a patch below which it is cheap
+MANY = 64  # entries of a patch, times cotangents, below which patches are cheap
+SLICE = 16  # output channels below which convolutions compute for nobody
+SLICE_BYTES = 2**27  # a slice of all gradients, where inner products are made
 GHOST = 2  # how much slower the small products of inner products are than those of gradients
 
 
@@ -27,8 +30,8 @@ class ConvolutionWeight(Rule):
     The per-example weight gradient is G = g p^T for the patches p (C k, T) that meet the kernel: one batched product,
     with patches that all cotangents share. Patches of a few examples at a time cost next to nothing; those of a whole
     batch would cost more than the products. With groups the products are too small, and the gradients of many examples
-    are the weight gradient of one grouped convolution that has the examples as groups; so they are where convolutions
-    are faster than products.
+    are the weight gradient of one grouped convolution that has the examples as groups, and the cotangents as further
+    output channels; so they are where convolutions are faster than products.
     """
 
     def __init__(self, module: Any) -> None:
@@ -37,32 +40,36 @@ class ConvolutionWeight(Rule):
         self._offsets = math.prod(self.shape[2:])
 
     def _grouped(self, a: Tensor, g: Tensor) -> Tensor:
-        """G of a few examples and one cotangent: a (n, C, *in), g (n, O, *out) -> (n, *S)."""
-        n, spatial = len(a), a.dim() - 2
-        weight = a.new_empty(1).expand(n * self.shape[0], *self.shape[1:])  # only its shape is read
+        """G in one call: a (n, C, *in), g (k, n, O, *out) -> (k, n, *S)."""
+        (columns, n), spatial, groups = g.shape[:2], a.dim() - 2, self.groups * len(a)
+        g = g.unflatten(2, (self.groups, -1)).movedim(0, 2)  # (n, groups, k, O/groups, *out)
+        weight = a.new_empty(1).expand(g.shape[:4].numel(), *self.shape[1:])  # only its shape is read
         G = torch.ops.aten.convolution_backward(
-            g.reshape(1, n * g.shape[1], *g.shape[2:]), a.reshape(1, n * a.shape[1], *a.shape[2:]), weight, None,
-            self.stride, [0] * spatial, self.dilation, False, [0] * spatial, n * self.groups, [False, True, False],
+            g.reshape(1, -1, *g.shape[4:]), a.reshape(1, -1, *a.shape[2:]), weight, None,
+            self.stride, [0] * spatial, self.dilation, False, [0] * spatial, groups, [False, True, False],
         )[1]  # fmt: skip
-        return G.reshape(n, *self.shape)
+        return G.view(n, self.groups, columns, -1, *self.shape[1:]).movedim(2, 0).flatten(2, 3)
 
-    def _pieces(self, a: Tensor, g: Tensor, out: Tensor | None = None) -> Iterator[tuple[int, slice, Tensor]]:
-        """Per-example gradients in pieces: cotangent k, some examples, their G, which lasts until the next one; or made
-        inside ``out``, if given.
+    def _pieces(self, a: Tensor, g: Tensor, out: Tensor | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Per-example gradients in pieces: some cotangents, some examples, their G, which lasts until the next one; or
+        made inside ``out``, if given.
         """
-        # one after another they are faster as a convolution's where products are slow; kept, they would be copied
-        quick = out is None and has_faster_products() and a.device.type == "cpu" and a.dtype == torch.float32
-        grouped = self.groups > 1 or (quick and math.prod(self.shape[1:]) >= MANY)
+        quick = has_faster_products() and a.device.type == "cpu" and a.dtype == torch.float32
+        grouped = self.groups > 1 or (quick and len(g) * math.prod(self.shape[1:]) >= MANY)
         return self._by_groups(a, g, out) if grouped else self._by_patches(a, g, out)
 
-    def _by_groups(self, a: Tensor, g: Tensor, out: Tensor | None) -> Iterator[tuple[int, slice, Tensor]]:
-        for start in range(0, len(a), GROUPED_EXAMPLES):
-            some = slice(start, start + GROUPED_EXAMPLES)
-            for k in range(len(g)):
-                G = self._grouped(a[some], g[k, some])
-                yield k, some, G if out is None else out[k, some].copy_(G)
+    def _by_groups(self, a: Tensor, g: Tensor, out: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:
+        most = max(1, GROUPED_BYTES // (math.prod(self.shape) * a.element_size()))
+        columns = min(len(g), most)
+        examples = max(1, min(GROUPED_EXAMPLES, most // columns))
+        for start in range(0, len(a), examples):
+            some = slice(start, start + examples)
+            for k in range(0, len(g), columns):
+                chosen = slice(k, k + columns)
+                G = self._grouped(a[some], g[chosen, some])
+                yield chosen, some, G if out is None else out[chosen, some].copy_(G)
 
-    def _by_patches(self, a: Tensor, g: Tensor, out: Tensor | None) -> Iterator[tuple[int, slice, Tensor]]:
+    def _by_patches(self, a: Tensor, g: Tensor, out: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:
         positions = g.shape[3:].numel()
         step = chunk(math.prod(self.shape[1:]) * positions * a.element_size())
         step = min(PATCHED_EXAMPLES, step) if a.device.type == "cpu" else step
@@ -77,7 +84,7 @@ class ConvolutionWeight(Rule):
             for k in range(len(g)):
                 G = made[: len(met)] if out is None else made[k, some]
                 torch.bmm(g[k, some].flatten(2), met.mT, out=G.view(len(met), self.shape[0], -1))
-                yield k, some, G
+                yield slice(k, k + 1), some, G[None]
 
     def _patches(self, a: Tensor) -> Tensor:
         """What meets the kernel at each position, a view (n, C, *k, *out)."""
@@ -102,8 +109,8 @@ class ConvolutionWeight(Rule):
             total += products[(slice(None), *places, *places)]
         return total.flatten(1, len(size)).flatten(2)
 
-    def gradients(self, a: Tensor, g: Tensor) -> Tensor:
-        out = g.new_empty(*g.shape[:2], *self.shape)
+    def gradients(self, a: Tensor, g: Tensor, out: Tensor | None = None) -> Tensor:
+        out = g.new_empty(*g.shape[:2], *self.shape) if out is None else out
         for _ in self._pieces(a, g, out):
             pass
         return out
@@ -111,7 +118,7 @@ class ConvolutionWeight(Rule):
     def squares(self, a: Tensor, g: Tensor) -> Tensor:
         total = g.new_zeros(self.shape)
         for _, _, G in self._pieces(a, g):
-            total += G.square_().sum(0)
+            total += G.square_().sum((0, 1))
         return total
 
     def norms(self, a: Tensor, g: Tensor) -> Tensor:
@@ -126,21 +133,33 @@ class ConvolutionWeight(Rule):
                 out[:, some] = ((rows.mT @ rows) * self._patch_products(a[some], g.shape[3:])).sum((2, 3))
             return out
         for k, some, G in self._pieces(a, g):
-            out[k, some] += G.flatten(1).square_().sum(1)
+            out[k, some] += G.flatten(2).square_().sum(2)
         return out
 
     def inner(self, a: Tensor, g: Tensor, b: Tensor, h: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-        same, (outputs, *rest) = a is b and g is h, self.shape
-        examples = g.shape[:2].numel() + (0 if same else h.shape[:2].numel())
-        step = chunk(examples * torch.Size(rest).numel() * dtype.itemsize) if self.groups == 1 else outputs
+        outputs, *rest = self.shape
+        each = torch.Size(rest).numel()
+        sides = [(a, g)] if a is b and g is h else [(a, g), (b, h)]
+        examples = sum(cotangents.shape[:2].numel() for _, cotangents in sides)
+        # a slice of the output channels at a time: bounded memory, and no gradient is formed twice
+        channel = examples * each * g.element_size()
+        step = chunk(channel) // SLICE * SLICE or (SLICE if SLICE * channel <= SLICE_BYTES else chunk(channel))
+        step = min(step, outputs) if self.groups == 1 else outputs
+        places = [h.new_empty(h.shape[:2].numel() * step * each) for _, h in sides]  # used again for every slice
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-            # a slice of the output channels at a time: bounded memory, and no gradient is formed twice
             for some in (slice(i, min(i + step, outputs)) for i in range(0, outputs, step)):
                 part = copy(self)
                 part.shape = (some.stop - some.start, *rest)
-                one = part.gradients(a, g[:, :, some]).flatten(2).flatten(0, 1)
-                yield one, one if same else part.gradients(b, h[:, :, some]).flatten(2).flatten(0, 1)
+                made = []
+                for (inputs, cotangents), place in zip(sides, places, strict=True):
+                    size = (*cotangents.shape[:2], *part.shape)
+                    out = place[: math.prod(size)].view(size)
+                    made.append(part.gradients(inputs, cotangents[:, :, some], out).flatten(2).flatten(0, 1))
+                width = made[0].shape[1] if dtype == g.dtype else chunk(examples * dtype.itemsize)
+                for start in range(0, made[0].shape[1], width):
+                    narrow = [one[:, start : start + width] for one in made]
+                    yield narrow[0], narrow[-1]
 
         return products(pairs(), dtype).view(*g.shape[:2], *h.shape[:2])
 
