@@ -4,7 +4,7 @@
 ``resnet56``: pretrained on CIFAR-10, curvature and BatchNorm statistics from lossless training images, accuracy on the
 1,000 lossless test images. Damping and magnitude's scope are chosen on training images that the curvature has not
 seen. Parts: ``one-shot`` at 50 to 98 %; ``tuned``, every one after fine-tuning; ``loss``, what goes for a point of
-accuracy; ``untrained``, pruned before training.
+accuracy; ``images``, more of them behind the curvature; ``untrained``, pruned before training.
 
     python studies/pruning.py --quick          under a minute; fails if a qualitative result does
     python studies/pruning.py                  everything; goes on where it stopped
@@ -22,6 +22,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import pruning_images
 import pruning_loss
 import pruning_tables
 import pruning_tuning
@@ -31,7 +32,7 @@ from pruning_models import Case, Sizes, case_of, sizes_of
 from runs import ROOT, Cells, Skipped, data_folder
 
 MODELS = ("mlp", "resnet20", "resnet56")
-PARTS = ("one-shot", "tuned", "loss", "untrained")
+PARTS = ("one-shot", "tuned", "loss", "images", "untrained")
 QUICK_METHODS = ("magnitude", "lowest Fisher", "OBD", "OBS, recomputed")
 QUICK_PLAN = pruning_tuning.Plan({0.95: (0.03, 0.1)}, (0.8, 0.95), pruning_tuning.Budget(2, 2000, 100))
 # what of the networks that take longest is measured where nothing else is asked for
@@ -184,6 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 wrong += check_tuned(tuned)
             if "loss" in given.parts and model != "resnet56":
                 pruning_loss.run(model, given.seeds, given.results / "loss", cases, sizes, given.criteria)
+            if "images" in given.parts:
+                pruning_images.run(model, given.seeds, given.results / "images", cases, sizes)
         if "untrained" in given.parts and "mlp" in given.models:
             pruning_untrained.run(given.seeds, given.results / "untrained", data, sizes_of("mlp", False))
         print(pruning_tables.everything(given.results))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pruning_images import REFERENCE
 from pruning_methods import METHODS, SPARSITIES, file_name
 from pruning_models import unpacked
 from pruning_tuning import KINDS, SCOPES, Way, chosen
@@ -207,9 +208,48 @@ def kept_untrained(folder: Path) -> dict[str, Any]:
     return {f"{seed}|{names[word]}": value for (seed, word), value in cells.items()}
 
 
+def kept_images(folder: Path) -> dict[str, Any]:
+    """Cells by the number of images behind the curvature: "model|seed|method|images" -> result."""
+    names = {file_name(name): name for name in METHODS}
+    cells = {tuple(key.split("-", 3)): value for key, value in read(folder).items()}
+    found = {f"{model}|{seed}|{names[word]}|{count}": cell for (model, seed, count, word), cell in cells.items()}
+    order = list(METHODS)
+
+    def at(key: str) -> tuple[str, int, int]:
+        model, _, name, count = key.split("|")
+        return model, order.index(name), int(count)
+
+    return {key: found[key] for key in sorted(found, key=at)}
+
+
+def images_tables(found: Mapping[str, Any]) -> str:
+    """Test accuracy in percent, with Wilson's interval, and what it is above magnitude's, in points, by the number of
+    images behind the curvature."""
+    lines = []
+    for model in _models(found):
+        mine = {tuple(key.split("|")[1:]): value for key, value in found.items() if key.startswith(model + "|")}
+        sparsities = sorted(next(iter(mine.values()))["rows"], key=float)
+        reference = {seed: value for (seed, name, _), value in mine.items() if name == REFERENCE}
+        head = _head(["method", "images", *(f"{100 * float(s):g} %" for s in sparsities)])
+        shares, above = ["", f"{model}: by images behind the curvature", "", *head], ["", "above magnitude", "", *head]
+        for name, count in dict.fromkeys(key[1:] for key in mine):
+            cells = {seed: value for (seed, own, number), value in mine.items() if (own, number) == (name, count)}
+            row = f"| {name} ({len(cells)}) | {count if int(count) else ''} | "
+            hits = [[value["rows"][s]["hits"] for value in cells.values()] for s in sparsities]
+            number = next(iter(cells.values()))["count"]
+            shares.append(row + " | ".join(_share(each, number) for each in hits) + " |")
+            if name != REFERENCE:
+                pairs = [
+                    [(_of(reference[seed], s), _of(value, s)) for seed, value in cells.items()] for s in sparsities
+                ]
+                above.append(row + " | ".join(_points(_change(each)) for each in pairs) + " |")
+        lines += [*shares, *above]
+    return "\n".join(lines)
+
+
 def everything(results: Path) -> str:
     """Every table of the kept results."""
     return "\n".join((
         tables(kept(results)), tuned_tables(kept_tuned(results / "tuned")), loss_tables(kept(results / "loss")),
-        untrained_tables(kept_untrained(results / "untrained")),
+        images_tables(kept_images(results / "images")), untrained_tables(kept_untrained(results / "untrained")),
     ))  # fmt: skip

@@ -135,3 +135,10 @@ def test_stopping_early_is_said(monkeypatch):
     monkeypatch.setattr(descent, "STEPS", 3)
     with pytest.warns(ConvergenceWarning, match=r"change of w stopped within.*raise damping=0\.001"):
         curvature.change(w, dropped)
+
+
+def test_an_increase_below_rounding_is_said(monkeypatch):
+    curvature, _, w, dropped = problem(6, 9, dtype=torch.float32)
+    monkeypatch.setattr(Kronecker, "_times", lambda self, matrix: -self.damping * matrix)  # as a factor's rounding is
+    with pytest.warns(ConvergenceWarning, match=r"change of w stopped where .* nothing but rounding; raise damping"):
+        curvature.change(w, dropped)

@@ -17,6 +17,7 @@ from dynaxx.operators.kronecker import Kronecker as Factors
 
 ACCURACY = 1e-3
 """Of the predicted increase, for models in single precision and below."""
+ROUNDS = 50  # each leaves at most half of what was to gain
 EXACT = 1e-20
 """For models in double precision: a relative error of 1e-10 in the weights' change."""
 
@@ -66,7 +67,7 @@ class Kronecker(Curvature):
         op, stays = self._rotated, kept.to(dtype)
         stiff = Stiff(op.left.to(dtype), op.right.to(dtype), op.scales.clamp(min=0).to(dtype), stays, self.damping)
         least = math.inf
-        while True:
+        for _ in range(ROUNDS):  # an indefinite curvature, which rounding makes, has no least increase
             image = self._times(change)
             energy = 0.5 * float((change * image).sum())
             scale = float(image.abs().max()) or 1.0  # squares of small gradients underflow in single precision
@@ -78,9 +79,14 @@ class Kronecker(Curvature):
             found = descend(lambda v: self._times(v).mul_(stays), stiff, residual, energy / scale**2, accuracy)
             change += found.double() * scale
         if left > max(accuracy, torch.finfo(dtype).eps) * energy:
+            reached = (
+                f"within {left / energy:.2g} of the least predicted increase, not {accuracy:g}"
+                if energy > 0
+                else "where its predicted increase is nothing but rounding"
+            )
             warnings.warn(
-                f"the change of {self.operator.names[0]} stopped within {left / energy:.2g} of the least predicted "
-                f"increase, not {accuracy:g}; raise damping={self.damping:g} or use a wider dtype than {dtype}",
+                f"the change of {self.operator.names[0]} stopped {reached}; raise damping={self.damping:g} or use a "
+                f"wider dtype than {dtype}",
                 ConvergenceWarning,
                 stacklevel=2,
             )
