@@ -2,7 +2,8 @@
 
 A shared machine is never quiet for long, so no absolute time is worth keeping. Each repetition is bracketed by the
 baseline q0, and a figure is the median over repetitions of t / mean(q0 before, q0 after). Several contestants in one
-process take turns, so that a busy spell hits all of them.
+process take turns, so that a busy spell hits all of them. Within a process repetitions hardly differ, between
+processes they do (where memory comes to lie), so that several processes tell more than many repetitions.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -29,6 +31,7 @@ class Figure:
     Args:
         median, low, high: of t / q0 over the repetitions.
         repetitions: how many.
+        processes: in how many processes.
         q0: median baseline, seconds.
         growth: rise of the peak of memory above that of a process that has run q0, bytes.
         load: the machine's one-minute load averages while it ran, lowest and highest.
@@ -41,10 +44,23 @@ class Figure:
     q0: float
     growth: int
     load: tuple[float, float]
+    processes: int = 1
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
         return asdict(self)
+
+
+def merged(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One figure of several processes: medians of theirs, and the whole range."""
+    middle = {key: statistics.median(figure[key] for figure in figures) for key in ("median", "q0", "growth")}
+    return dict(figures[0]) | middle | {
+        "low": min(figure["low"] for figure in figures),
+        "high": max(figure["high"] for figure in figures),
+        "repetitions": sum(figure["repetitions"] for figure in figures),
+        "processes": len(figures),
+        "load": (min(figure["load"][0] for figure in figures), max(figure["load"][1] for figure in figures)),
+    }  # fmt: skip
 
 
 class Clock:

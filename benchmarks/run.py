@@ -1,9 +1,10 @@
-"""Run the benchmarks: one process per case, one results file per case.
+"""Run the benchmarks: each case in processes of its own, one results file per case.
 
     python benchmarks/run.py                                everything that is not there yet
     python benchmarks/run.py --only mlp diagonal            cases whose name contains all of the given texts
     python benchmarks/run.py --only dynaxx --again          measure anew
     python benchmarks/run.py --quick                        fewer repetitions
+    python benchmarks/run.py --processes 1                  one process for each case: between processes times differ
     python benchmarks/run.py --versus backpack --only diagonal_exact       dynaxx and a peer in turns in one process
 
 An interrupted run loses the case it was at; the next one goes on from there. benchmarks/table.py makes the page.
@@ -26,9 +27,10 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-QUICK, FULL = 3, 7  # repetitions
+QUICK, FULL = 3, 7  # repetitions in a process
+PROCESSES = 3
 SECONDS = {QUICK: 15.0, FULL: 60.0}
-LIMIT = 420  # seconds for the process of one case
+LIMIT = 420  # seconds for one process of a case
 DISTRIBUTIONS = {
     "dynaxx": "dynaxx", "torch.func": "torch", "asdl": "asdfghjkl", "backpack": "backpack-for-pytorch",
     "curvlinops": "curvlinops-for-pytorch", "vivit": "vivit-for-pytorch", "laplace": "laplace-torch",
@@ -154,8 +156,16 @@ def run_case(case: tuple[str, str, str], given: argparse.Namespace) -> dict[str,
     ours = (checked or {}).get("dynaxx")
     if "dynaxx" in libraries.split("+") and (ours is None or ours["difference"] > ours["tolerance"]):
         return record | {"failed": f"not timed, because the check did not pass: {failure or ours}"}
-    timed, failure = spawn(case, given, check=False)
-    return record | (timed if timed is not None else {"failed": failure})
+    made: list[dict[str, Any]] = []
+    for _ in range(given.processes):
+        timed, failure = spawn(case, given, check=False)
+        if timed is None:
+            return record | {"failed": failure}
+        made.append(timed)
+    from measure import merged
+
+    names = made[0]["figures"]
+    return record | made[-1] | {"figures": {name: merged([one["figures"][name] for one in made]) for name in names}}
 
 
 def cases(given: argparse.Namespace) -> list[tuple[str, str, str]]:
@@ -222,6 +232,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], help="texts that a case's name must all contain")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} repetitions, not {FULL}")
     parser.add_argument("--repeats", type=int)
+    parser.add_argument("--processes", type=int, default=PROCESSES, help="for each case")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--versus", help="a peer to take turns with dynaxx in one process")

@@ -32,9 +32,11 @@ peer reached in a survey made before this library was written, and what it aims 
 * Three models after 25 steps of SGD on synthetic data, seed 0, float32: an MLP 784-1024-1024-10 with 512 examples
   (1.864 M parameters); a residual CNN without BatchNorm with 128 images of 3 x 32 x 32 (0.559 M); a transformer
   language model with 4 blocks of width 128 and a vocabulary of 1000, on 16 sequences of 64 tokens (1.059 M).
-* One process per case. Each repetition stands between two measurements of q0 (each the median of three) on an
-  untouched copy of the model in the same process. A figure is the median over repetitions of t / mean(q0 before, q0
-  after), then the range. Memory is the growth of the peak resident set above that of a process that has run q0.
+* Each case in processes of its own, three for dynaxx. A repetition stands between two measurements of q0 (each the
+  median of three) on an untouched copy of the model in the same process. A figure is the median over processes of the
+  median over repetitions of t / mean(q0 before, q0 after), then the range of all. Within a process repetitions hardly
+  differ; between processes of the same code they do, with where memory comes to lie. Memory is the growth of the peak
+  resident set above that of a process that has run q0, the median over processes.
 * Before dynaxx is timed, its answer on a few examples is held against float64 brute force; a wrong answer is not timed.
 * Products with a matrix are timed as one operator made and {products} products with it, divided by {products}.
 * The row of the trace compares unlike things on purpose: peers take 50 probes over the parameters with one product each
@@ -81,7 +83,7 @@ def text_of(record: dict[str, Any] | None) -> str:
         return str(record.get("cannot") or record.get("failed") or "no figure").replace("|", "/")
     digits = 2 if figure["median"] < 10 else 1
     median, low, high = (f"{figure[key]:.{digits}f}" for key in ("median", "low", "high"))
-    few = f" †{figure['repetitions']}" if figure["repetitions"] < 5 else ""
+    few = " †" if figure.get("processes", 1) == 1 else ""
     busy = " ‡" if figure["load"][1] > BUSY else ""
     return f"{median} ({low}-{high}), +{figure['growth'] / 1e6:.0f} MB{few}{busy}"
 
@@ -168,7 +170,7 @@ def in_turns() -> list[str]:
     lines = ["| quantity | model | dynaxx | peer |", "|---|---|---|---|"]
     for (quantity, workload, peer), figures in shared().items():
         ours, theirs = (
-            f"{f['median']:.2f} ({f['low']:.2f}-{f['high']:.2f}) †{f['repetitions']}"
+            f"{f['median']:.2f} ({f['low']:.2f}-{f['high']:.2f})" + " †" * (f.get("processes", 1) == 1)
             for f in (figures["dynaxx"], figures[peer])
         )
         lines.append(f"| {QUANTITIES[quantity].title} | {HEADINGS[workload]} | {ours} | {peer}: {theirs} |")
@@ -203,7 +205,7 @@ def conditions(records: dict[tuple[str, str, str], dict[str, Any]]) -> str:
         f"{machine['memory_gb']} GB, {machine['system']}, Python {machine['python']}, torch {machine['torch']} "
         f"({machine.get('capability', 'capability not noted')}), "
         f"{machine['threads']} threads. One-minute load averages while measuring: {min(loads):.1f} to {max(loads):.1f} "
-        f"(the benchmark itself counts for {machine['threads']}). †n marks n < 5 repetitions, ‡ a load above {BUSY:g}: "
+        f"(the benchmark itself counts for {machine['threads']}). † marks a single process, ‡ a load above {BUSY:g}: "
         f"other work ran beside, and such figures do not even settle an order."
     )
 

@@ -229,6 +229,36 @@ def test_networks_pruned_before_training_keep_their_masks(studies, models, data,
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# More images behind the curvature
+
+
+def test_more_images_come_from_where_nothing_else_is_taken(studies, small):
+    images, (x, y) = studies("pruning_images"), small.train
+    apart = replace(small, curvature=x[:40], labels=y[:40], calibration=x[60:90])
+    more = images.with_images(apart, 100)
+    expected = [*range(60), *range(90, 130)]
+    assert torch.equal(more.curvature, x[expected])
+    assert torch.equal(more.labels, y[expected])
+    assert torch.equal(images.with_images(apart, 30).curvature, x[:30])
+    with pytest.raises(ValueError, match="400 images behind the curvature, but there are 270; ask for fewer"):
+        images.with_images(apart, 400)
+
+
+def test_images_are_told_beside_magnitude(studies, models, small, tmp_path, monkeypatch):
+    images, tables = studies("pruning_images"), studies("pruning_tables")
+    monkeypatch.setitem(images.GRIDS, "net", (0.01,))
+    plan = {"magnitude + K-FAC update": (20, 250), "OBS, K-FAC, recomputed": (20,)}
+    found = images.run("net", [0, 1], tmp_path, lambda seed: small, models.Sizes(steps=1), plan, (0.5, 0.8))
+    assert tables.kept_images(tmp_path) == found
+    said = tables.images_tables(found).splitlines()
+    rows = [line for line in said if line.startswith("| magnitude + K-FAC update (2) | ")]
+    assert [row.split(" | ")[1] for row in rows] == ["20", "250"] * 2
+    cell, magnitude = (found[f"net|0|{name}"] for name in ("magnitude + K-FAC update|250", "magnitude|0"))
+    gained = (cell["rows"]["0.8"]["hits"] - magnitude["rows"]["0.8"]["hits"]) / 2  # points, of 200 answers
+    assert rows[-1].split(" | ")[3].startswith(f"{gained:.1f} [")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # What the tables say
 
 

@@ -42,6 +42,7 @@ def patch_moments(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...])
         for i in (0, 1)
     ]
     holds = [{*lines[i], *range(reach[i], sizes[i])} for i in (0, 1)]
+    first = _first_moments(x, kernel, dilation, (1, 1))
     x = x.contiguous(memory_format=torch.channels_last)
     image = x.permute(0, 2, 3, 1)
     whole = _correlations(x, kernel, dilation)
@@ -57,8 +58,7 @@ def patch_moments(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...])
             columns[c][i, j] = _column(image, c, step)
         for r, c in product(*met):
             corners[r, c][i, j] = image[:, r, c].T @ image[:, r + step[0], c + step[1]]
-    out, first = x.new_zeros(*kernel, *kernel, channels, channels), x.new_empty(channels, *kernel)
-    added = x.sum(0)
+    out = x.new_zeros(*kernel, *kernel, channels, channels)
     for s in product(range(kernel[0]), range(kernel[1])):
         low = [s[i] * dilation[i] for i in (0, 1)]
         no_rows, no_columns = ([r for r in lines[i] if not low[i] <= r < low[i] + sizes[i]] for i in (0, 1))
@@ -69,11 +69,10 @@ def patch_moments(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...])
             value -= taken[shifts]
         for pair in product(no_rows, no_columns):
             value += corners[pair][shifts]
-        first[:, s[0], s[1]] = added[:, low[0] : low[0] + sizes[0], low[1] : low[1] + sizes[1]].sum((1, 2))
     for upper, lower in combinations(range(kernel[0]), 2):
         out[lower, :, upper] = out[upper, :, lower].permute(1, 0, 3, 2)
     moment = out.permute(4, 0, 1, 5, 2, 3).reshape(width, width)
-    return moment, first.flatten(), len(x) * sizes[0] * sizes[1]
+    return moment, first, len(x) * sizes[0] * sizes[1]
 
 
 def strided_moments(
@@ -81,7 +80,7 @@ def strided_moments(
 ) -> tuple[Tensor, Tensor, int]:
     """The same at any stride, from patches laid out with channels last: they are copied in runs, twice as fast."""
     channels, width = x.shape[1], x.shape[1] * kernel[0] * kernel[1]
-    moment, first, number = SecondMoment(), x.new_zeros(width), 0
+    moment, number = SecondMoment(), 0
     for part in x.split(max(1, PIECE_BYTES // (x[0].numel() * x.element_size() * kernel[0] * kernel[1]))):
         windows = part.permute(0, 2, 3, 1).contiguous()
         for axis in (0, 1):
@@ -89,10 +88,19 @@ def strided_moments(
             windows = windows.unfold(1 + axis, reach, stride[axis])[..., :: dilation[axis]]
         rows = windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, width)
         moment.add(rows)
-        first, number = first + rows.sum(0), number + len(rows)
+        number += len(rows)
     # kernel positions before channels, as copied, to channels before kernel positions, as in a flattened weight
     order = torch.arange(width, device=x.device).view(-1, channels).T.flatten()
-    return moment.total()[order][:, order], first[order], number
+    return moment.total()[order][:, order], _first_moments(x, kernel, dilation, stride), number
+
+
+def _first_moments(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """Sums over all windows at each kernel position, (I,)."""
+    # with channels last in memory, torch adds images fifty times slower than they lie
+    added = x.sum(0) if x.is_contiguous() else x.permute(0, 2, 3, 1).sum(0).permute(2, 0, 1)
+    for axis in (0, 1):
+        added = added.unfold(1 + axis, dilation[axis] * (kernel[axis] - 1) + 1, stride[axis])[..., :: dilation[axis]]
+    return added.sum((1, 2)).flatten()  # (C, positions, positions, *kernel)
 
 
 def _correlations(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:

@@ -135,8 +135,8 @@ class Convolution(Layer):
         kernel, dilation, stride = (
             (1,) * (2 - len(size)) + tuple(size) for size in (module.kernel_size, module.dilation, module.stride)
         )
-        # patches of one pixel or of few channels are cheap; strides would need one correlation per phase
-        if stride != (1, 1) or kernel == (1, 1) or a.shape[1] < 16:
+        # patches of one pixel are cheap; strides would need one correlation per phase
+        if stride != (1, 1) or kernel == (1, 1):
             return strided_moments(plane, kernel, dilation, stride)
         return patch_moments(plane, kernel, dilation)
 
