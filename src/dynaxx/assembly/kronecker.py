@@ -22,7 +22,7 @@ from dynaxx.assembly.entries import DenseCollector, DiagonalCollector
 from dynaxx.errors import choose
 from dynaxx.layout import Layout
 from dynaxx.model.rules.base import chunk
-from dynaxx.model.rules.correlation import SecondMoment
+from dynaxx.model.rules.correlation import BLOCK, SecondMoment, channel_moment
 from dynaxx.model.rules.layers import Layer
 from dynaxx.model.tape import Tape
 from dynaxx.operators.base import Operator, Sampling
@@ -60,8 +60,12 @@ class _Factors:
                 self.right.add(rows)
 
     def add_cotangents(self, g: Tensor) -> None:
-        rows = g.sum(2).flatten(0, 1) if self.sharing == "reduce" else g.flatten(0, 2)
-        self.left.add(rows)
+        if self.sharing == "reduce":
+            self.left.add(g.sum(2).flatten(0, 1))
+        elif g.shape[2] > 1 and g.shape[3] < 2 * BLOCK and g.mT.is_contiguous():  # as a convolution's are
+            self.left.add_sum(channel_moment(g.flatten(0, 1).mT))
+        else:
+            self.left.add(g.flatten(0, 2))
 
     def finish(self, count: int, sampling: Sampling | None) -> Kronecker:
         """The factors, scaled in place: once, for a wide output's factor is the largest thing there is."""

@@ -43,6 +43,8 @@ def patch_moments(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...])
     ]
     holds = [{*lines[i], *range(reach[i], sizes[i])} for i in (0, 1)]
     first = _first_moments(x, kernel, dilation, (1, 1))
+    if width == channels:
+        return channel_moment(x.flatten(2)), first, x[:, 0].numel()
     x = x.contiguous(memory_format=torch.channels_last)
     image = x.permute(0, 2, 3, 1)
     whole = _correlations(x, kernel, dilation)
@@ -94,6 +96,11 @@ def strided_moments(
     return moment.total()[order][:, order], _first_moments(x, kernel, dilation, stride), number
 
 
+def channel_moment(x: Tensor) -> Tensor:
+    """sum_nt x_nct x_nc't of x (N, C, T), (C, C): a convolution's weight gradient, which needs no transposed copy."""
+    return _correlations(x[..., None], (1, 1), (1, 1))[0, 0]
+
+
 def _first_moments(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
     """Sums over all windows at each kernel position, (I,)."""
     # with channels last in memory, torch adds images fifty times slower than they lie
@@ -107,7 +114,7 @@ def _correlations(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...])
     """sum_u x_c(u) x_c'(u + shift), (k, 2l - 1, C, C'): shifts down by 0 to k - 1 steps, sideways by 1 - l to l - 1."""
     channels = x.shape[1]
     down, aside = ((size - 1) * step for size, step in zip(kernel, dilation, strict=True))
-    far = functional.pad(x, (aside, aside, 0, down))
+    far = functional.pad(x, (aside, aside, 0, down)) if down or aside else x
     weight = x.new_empty(1).expand(channels, channels, kernel[0], 2 * kernel[1] - 1)  # only its shape is read
     return torch.ops.aten.convolution_backward(
         x, far, weight, None, [1, 1], [0, 0], dilation, False, [0, 0], 1, [False, True, False]

@@ -17,7 +17,7 @@ from torch.nn import functional
 from dynaxx.errors import InputError
 from dynaxx.model.rules.base import Rule, Use
 from dynaxx.model.rules.convolution import ConvolutionWeight, padded, patches
-from dynaxx.model.rules.correlation import patch_moments, strided_moments
+from dynaxx.model.rules.correlation import BLOCK, patch_moments, strided_moments
 from dynaxx.model.rules.embedding import EmbeddingWeight
 from dynaxx.model.rules.linear import LinearWeight, Shift, TransposedLinearWeight
 from dynaxx.model.rules.normalization import Scale
@@ -135,8 +135,8 @@ class Convolution(Layer):
         kernel, dilation, stride = (
             (1,) * (2 - len(size)) + tuple(size) for size in (module.kernel_size, module.dilation, module.stride)
         )
-        # patches of one pixel are cheap; strides would need one correlation per phase
-        if stride != (1, 1) or kernel == (1, 1):
+        # strides would need one correlation per phase, and of many channels alone half the products are enough
+        if stride != (1, 1) or (kernel == (1, 1) and a.shape[1] >= 2 * BLOCK):
             return strided_moments(plane, kernel, dilation, stride)
         return patch_moments(plane, kernel, dilation)
 
