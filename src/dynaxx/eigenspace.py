@@ -63,7 +63,9 @@ def smaller_side(
         source = Pullback(Sweeper(network, data, sampled, progress))
         count, columns = source.count()
     layout = network.layout
-    collector: Collector = DenseCollector(layout) if p <= count * columns else GramCollector(layout, source)
+    collector: Collector = (
+        DenseCollector(layout) if p <= count * columns else GramCollector(layout, source, source.estimator.number)
+    )
     (operator,) = source.sweeper.run([collector])
     assert isinstance(operator, (Gram, Dense))
     return operator

@@ -154,7 +154,7 @@ def fisher(
         count, columns = source.count()
         if "gram" in forms:
             require_gram(count * columns)
-            collectors["gram"] = GramCollector(network.layout, source)
+            collectors["gram"] = GramCollector(network.layout, source, sweeper.estimator.number)
         if "implicit" in forms:
             made["implicit"] = _implicit(sweeper, source, count, columns)
     if "diagonal" in forms:
@@ -193,7 +193,7 @@ def _implicit(sweeper: Sweeper, source: Pullback, count: int, columns: int) -> I
         return sweeper.run([DiagonalCollector(layout)])[0]
 
     def gram() -> Gram:
-        (operator,) = sweeper.run([GramCollector(layout, source)])
+        (operator,) = sweeper.run([GramCollector(layout, source, sweeper.estimator.number)])
         assert isinstance(operator, Gram)
         return operator
 

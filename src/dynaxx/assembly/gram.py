@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from dynaxx.assembly.entries import DiagonalCollector
 from dynaxx.errors import require_memory
 from dynaxx.layout import Layout
+from dynaxx.model.network import Output
 from dynaxx.model.rules.base import Given, Use, inner, mirrored
 from dynaxx.model.rules.linear import LinearWeight, Shift
 from dynaxx.model.tape import Tape
@@ -38,6 +39,7 @@ class InnerProducts:
     """Keeps every batch's layer inputs and cotangents, then sums inner products over parameters.
 
     Args:
+        number: how many cotangents each example has, K, from the model's outputs.
         dtype: of products and sums.
 
     Memory: M^2 numbers twice, and per example the inputs and K cotangents of every layer.
@@ -46,9 +48,11 @@ class InnerProducts:
     head = False
     streams = True
 
-    def __init__(self, device: torch.device, dtype: torch.dtype = torch.float64) -> None:
-        self.device, self.dtype = device, dtype
-        self.held: dict[int, list[Uses]] = {}  # first example of a batch -> uses, one for each chunk of cotangents
+    def __init__(
+        self, device: torch.device, number: Callable[[Output], int], dtype: torch.dtype = torch.float64
+    ) -> None:
+        self.device, self.number, self.dtype = device, number, dtype
+        self.held: dict[int, Uses] = {}  # first example of a batch -> uses with all cotangents
         self._sizes: dict[int, tuple[int, int]] = {}  # first example -> examples, cotangents
 
     def add(self, tape: Tape, keys: Tensor, cotangents: Tensor) -> None:
@@ -56,16 +60,19 @@ class InnerProducts:
         pulled = tape.pulled(cotangents)
         shared = Counter(id(use.g) for held in pulled.values() for use in held)
         uses = {name: [_small(use) if shared[id(use.g)] == 1 else use for use in held] for name, held in pulled.items()}
-        tensors = [tensor for held in uses.values() for use in held for tensor in (use.a, use.g)]
-        kept = {id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor)}
-        require_memory(
-            "keeping this batch's layer inputs and cotangents",
-            sum(t.numel() * t.element_size() for t in kept.values()),
-            "use fewer examples, or form='implicit' with F.eigenvalues(k)",
-        )
-        first = int(keys[0])
-        self.held.setdefault(first, []).append(uses)
-        self._sizes[first] = len(keys), self._sizes.get(first, (0, 0))[1] + len(cotangents)
+        first, columns = int(keys[0]), self.number(tape.output)
+        done = self._sizes.get(first, (0, 0))[1]
+        self._sizes[first] = len(keys), done + len(cotangents)
+        if not done:
+            self.held[first] = _places(uses, columns)
+        rooms = {
+            id(use.g): (use.g, place.g)
+            for name, held in uses.items()
+            for use, place in zip(held, self.held[first][name], strict=True)
+        }
+        for g, room in rooms.values():
+            if room is not g:
+                room[done : done + len(cotangents)] = g
 
     def matrix(self, ordered: bool = True) -> Tensor:
         """G^T G (M, M); what was kept is let go.
@@ -73,11 +80,11 @@ class InnerProducts:
         Args:
             ordered: rows by example, then cotangent. Without, in any order: eigenvalues need none, and it is a copy.
         """
-        batches = [_one_map(self.held.pop(first)) for first in sorted(self.held)]
+        batches = [_with_biases(self.held.pop(first)) for first in sorted(self.held)]
         firsts, sizes = sorted(self._sizes), [self._sizes[first] for first in sorted(self._sizes)]
         columns = max((k for _, k in sizes), default=1)
         if len({k for _, k in sizes}) == 1 and _alike(batches):
-            batches, firsts, sizes = [_joined(batches, 1)], firsts[:1], [(sum(n for n, _ in sizes), columns)]
+            batches, firsts, sizes = [_joined(batches)], firsts[:1], [(sum(n for n, _ in sizes), columns)]
         count = sum(n for n, _ in sizes)
         require_gram(count * columns, self.dtype)
         if len(batches) == 1:
@@ -116,9 +123,9 @@ class GramCollector:
     head = False
     streams = True
 
-    def __init__(self, layout: Layout, source: Rows) -> None:
+    def __init__(self, layout: Layout, source: Rows, number: Callable[[Output], int]) -> None:
         self.layout, self.source = layout, source
-        self.inner, self.diagonal = InnerProducts(layout.device), DiagonalCollector(layout)
+        self.inner, self.diagonal = InnerProducts(layout.device, number), DiagonalCollector(layout)
 
     def add(self, tape: Tape, keys: Tensor, cotangents: Tensor) -> None:
         """Keep what the products need, and add to the diagonal."""
@@ -149,11 +156,29 @@ def _alike(batches: Sequence[Uses]) -> bool:
     return all(shapes(batch) == shapes(batches[0]) for batch in batches[1:])
 
 
-def _joined(pieces: Sequence[Uses], axis: int) -> Uses:
-    """Uses of several pieces as one: along the cotangents (axis 0 of g) or along the examples (axis 1). The pieces are
-    taken apart on the way, so that little is held twice."""
-    if len(pieces) == 1:
-        return dict(pieces[0])
+def _places(uses: Uses, columns: int) -> Uses:
+    """The same uses with room for all cotangents, which come a few at a time; what is shared stays so.
+
+    Raises:
+        SizeError: there is not so much memory.
+    """
+    every = [use for held in uses.values() for use in held]
+    inputs = {id(use.a): use.a for use in every if isinstance(use.a, Tensor)}
+    cotangents = {id(use.g): use.g for use in every}
+    require_memory(
+        "keeping this batch's layer inputs and cotangents",
+        sum(a.nbytes for a in inputs.values()) + sum(columns * g[0].nbytes for g in cotangents.values()),
+        "use fewer examples, or form='implicit' with F.eigenvalues(k)",
+    )
+    rooms = {number: g if len(g) == columns else g.new_empty(columns, *g.shape[1:]) for number, g in cotangents.items()}
+    return {name: [Use(use.rule, use.a, rooms[id(use.g)]) for use in held] for name, held in uses.items()}
+
+
+def _joined(batches: Sequence[Uses]) -> Uses:
+    """Uses of several batches as one, along the examples. They are taken apart on the way, so that little is held
+    twice."""
+    if len(batches) == 1:
+        return batches[0]
     last: tuple[list[Any], Tensor] | None = None
 
     def join(tensors: list[Any], along: int) -> Tensor:
@@ -163,26 +188,22 @@ def _joined(pieces: Sequence[Uses], axis: int) -> Uses:
         return last[1]  # a bias comes after its weight and shares its cotangents
 
     out: Uses = {}
-    for name in list(pieces[0]):
-        held = [piece.pop(name) for piece in pieces]
+    for name in list(batches[0]):
+        held = [batch.pop(name) for batch in batches]
         out[name] = []
         for uses in zip(*held, strict=True):
-            a = join([use.a for use in uses], 0) if axis and uses[0].a is not None else uses[0].a
-            out[name].append(Use(uses[0].rule, a, join([use.g for use in uses], axis)))
+            a = None if uses[0].a is None else join([use.a for use in uses], 0)
+            out[name].append(Use(uses[0].rule, a, join([use.g for use in uses], 1)))
     return out
 
 
-def _one_map(chunks: Sequence[Uses]) -> Uses:
-    """The chunks of one batch joined; a linear map's bias joins its weight, as the weight of an input that is always 1:
-    one product, not two."""
-    alone = {name: held[0] for name, held in chunks[0].items() if len(held) == 1}
+def _with_biases(uses: Uses) -> Uses:
+    """A linear map's bias joins its weight, as the weight of an input that is always 1: one product, not two."""
+    out = dict(uses)
+    alone = {name: held[0] for name, held in uses.items() if len(held) == 1}
     biases = {id(use.g): name for name, use in alone.items() if isinstance(use.rule, Shift)}
-    weights = {name: biases[id(use.g)] for name, use in alone.items()
-               if isinstance(use.rule, LinearWeight) and id(use.g) in biases}  # fmt: skip
-    del alone
-    out = _joined(chunks, 0)
-    for name, bias in weights.items():
-        (use,) = out[name]
-        out[name] = [Use(use.rule, torch.cat([use.a, use.a.new_ones(*use.a.shape[:2], 1)], 2), use.g)]
-        del out[bias]
+    for name, use in alone.items():
+        if isinstance(use.rule, LinearWeight) and id(use.g) in biases:
+            out[name] = [Use(use.rule, torch.cat([use.a, use.a.new_ones(*use.a.shape[:2], 1)], 2), use.g)]
+            del out[biases[id(use.g)]]
     return out

@@ -212,7 +212,9 @@ class Pullback:
         made of, would not fit in memory, or where rows are sums over groups."""
         if self.estimator.group != 1:
             return None
-        collector = InnerProducts(self.layout.device, torch.promote_types(self.layout.dtype, torch.float32))
+        collector = InnerProducts(
+            self.layout.device, self.estimator.number, torch.promote_types(self.layout.dtype, torch.float32)
+        )
         try:
             self.sweeper.feed([collector])
             return collector.matrix(ordered=False)
