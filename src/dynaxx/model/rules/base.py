@@ -148,10 +148,19 @@ def products(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tens
     until ``mirrored`` fills them.
     """
     total: Tensor | None = None
+    rooms: dict[int, Tensor] = {}  # made anew for every pair, they would be mapped anew too
+
+    def widened(matrix: Tensor, side: int) -> Tensor:
+        if matrix.dtype == dtype:
+            return matrix
+        if side not in rooms or rooms[side].numel() < matrix.numel():
+            rooms[side] = matrix.new_empty(matrix.numel(), dtype=dtype)
+        return rooms[side][: matrix.numel()].view(matrix.shape).copy_(matrix)
+
     for left, right in pairs:
         symmetric = left is right
-        wide = left.to(dtype)
-        other = wide if symmetric else right.to(dtype)
+        wide = widened(left, 0)
+        other = wide if symmetric else widened(right, 1)
         beta = 0 if total is None else 1
         total = wide.new_empty(len(wide), len(other)) if total is None else total
         for i in range(0, len(other), TILE):
