@@ -16,7 +16,7 @@ from dynaxx.matmul import has_faster_products
 from dynaxx.model.rules.base import Rule, chunk, products
 
 GROUPED_EXAMPLES = 16  # examples in one grouped call: enough to fill the cores, few enough to stay in cache
-GROUPED_BYTES = 2**23  # what such a call makes: twice as much takes five times as long
+GROUPED_BYTES = 3 * 2**20  # what such a call makes: with twice as much it can take three times as long
 PATCHED_EXAMPLES = 8  # examples whose patches exist at one time on a CPU, for the same reasons
 MANY = 64  # entries of a patch, times cotangents, below which patches are cheap
 SLICE = 16  # output channels below which convolutions compute for nobody
