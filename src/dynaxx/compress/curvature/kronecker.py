@@ -17,9 +17,9 @@ from dynaxx.operators.kronecker import Kronecker as Factors
 
 ACCURACY = 1e-3
 """Of the predicted increase, for models in single precision and below."""
-ROUNDS = 50  # each leaves at most half of what was to gain
 EXACT = 1e-20
 """For models in double precision: a relative error of 1e-10 in the weights' change."""
+ROUNDS = 50  # each leaves at most half of what was to gain
 
 
 class Kronecker(Curvature):

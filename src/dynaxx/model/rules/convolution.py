@@ -19,7 +19,7 @@ GROUPED_EXAMPLES = 16  # examples in one grouped call: enough to fill the cores,
 GROUPED_BYTES = 3 * 2**20  # what such a call makes: with twice as much it can take three times as long
 PATCHED_EXAMPLES = 8  # examples whose patches exist at one time on a CPU, for the same reasons
 MANY = 64  # entries of a patch, times cotangents, below which patches are cheap
-SLICE = 16  # output channels below which convolutions compute for nobody
+SLICE = 16  # output channels: fewer cost a convolution as much
 SLICE_BYTES = 2**27  # a slice of all gradients, where inner products are made
 GHOST = 2  # how much slower the small products of inner products are than those of gradients
 

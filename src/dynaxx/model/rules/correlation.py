@@ -34,6 +34,9 @@ def patch_moments(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...])
         Cost: about k (2l - 1) products of (N H W) x C x C.
     """
     channels, width = x.shape[1], x.shape[1] * kernel[0] * kernel[1]
+    first = _first_moments(x, kernel, dilation, (1, 1))
+    if width == channels:
+        return channel_moment(x.flatten(2)), first, x[:, 0].numel()
     reach = [(kernel[i] - 1) * dilation[i] for i in (0, 1)]
     sizes = [x.shape[2 + i] - reach[i] for i in (0, 1)]  # positions a window can take
     # lines that some window never reaches, and that hold something
@@ -42,9 +45,6 @@ def patch_moments(x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...])
         for i in (0, 1)
     ]
     holds = [{*lines[i], *range(reach[i], sizes[i])} for i in (0, 1)]
-    first = _first_moments(x, kernel, dilation, (1, 1))
-    if width == channels:
-        return channel_moment(x.flatten(2)), first, x[:, 0].numel()
     x = x.contiguous(memory_format=torch.channels_last)
     image = x.permute(0, 2, 3, 1)
     whole = _correlations(x, kernel, dilation)
