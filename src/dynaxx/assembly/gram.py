@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -52,23 +53,25 @@ class InnerProducts:
         self, device: torch.device, number: Callable[[Output], int], dtype: torch.dtype = torch.float64
     ) -> None:
         self.device, self.number, self.dtype = device, number, dtype
-        self.held: dict[int, Uses] = {}  # first example of a batch -> uses with all cotangents
-        self._sizes: dict[int, tuple[int, int]] = {}  # first example -> examples, cotangents
+        self.held: list[Uses] = []  # of each batch, with all its cotangents
+        self._sizes: list[tuple[int, int]] = []  # of each batch: examples, cotangents so far
+        self._seen: Tape | None = None
 
     def add(self, tape: Tape, keys: Tensor, cotangents: Tensor) -> None:
         """Keep what the products need."""
         pulled = tape.pulled(cotangents)
         shared = Counter(id(use.g) for held in pulled.values() for use in held)
         uses = {name: [_small(use) if shared[id(use.g)] == 1 else use for use in held] for name, held in pulled.items()}
-        first, columns = int(keys[0]), self.number(tape.output)
-        done = self._sizes.get(first, (0, 0))[1]
-        self._sizes[first] = len(keys), done + len(cotangents)
-        if not done:
-            self.held[first] = _places(uses, columns)
+        if tape is not self._seen:
+            self._seen = tape
+            self.held.append(_places(uses, self.number(tape.output)))
+            self._sizes.append((len(keys), 0))
+        done = self._sizes[-1][1]
+        self._sizes[-1] = len(keys), done + len(cotangents)
         rooms = {
             id(use.g): (use.g, place.g)
             for name, held in uses.items()
-            for use, place in zip(held, self.held[first][name], strict=True)
+            for use, place in zip(held, self.held[-1][name], strict=True)
         }
         for g, room in rooms.values():
             if room is not g:
@@ -80,8 +83,9 @@ class InnerProducts:
         Args:
             ordered: rows by example, then cotangent. Without, in any order: eigenvalues need none, and it is a copy.
         """
-        batches = [_with_biases(self.held.pop(first)) for first in sorted(self.held)]
-        firsts, sizes = sorted(self._sizes), [self._sizes[first] for first in sorted(self._sizes)]
+        self._seen, sizes = None, self._sizes
+        batches = [_with_biases(self.held.pop(0)) for _ in sizes]
+        firsts = list(accumulate((n for n, _ in sizes), initial=0))[:-1]
         columns = max((k for _, k in sizes), default=1)
         if len({k for _, k in sizes}) == 1 and _alike(batches):
             batches, firsts, sizes = [_joined(batches)], firsts[:1], [(sum(n for n, _ in sizes), columns)]
