@@ -1,7 +1,7 @@
 """What more images behind the curvature are worth: K-FAC in one look and looked at again, against magnitude.
 
 The images that dampings and BatchNorm statistics are taken from stay the same, so that only the curvature changes. The
-grid of dampings has a lower one, for more images need less.
+grid of dampings has a lower one, as the lowest had been taken too often with few images.
 """
 
 from __future__ import annotations
@@ -36,11 +36,6 @@ PLANS: dict[str, Mapping[str, tuple[int, ...]]] = {  # method -> how many images
     },
 }
 PLANS["resnet56"] = PLANS["resnet20"]
-GRIDS = {
-    "mlp": (1e-3, 1e-2, 0.1, 1.0),
-    "resnet20": (1e-2, 0.1, 1.0, 10.0),
-    "resnet56": (1e-2, 0.1, 1.0, 10.0),
-}
 
 
 def run(
@@ -49,7 +44,7 @@ def run(
 ) -> dict[str, Any]:  # fmt: skip
     """Every cell; "model|seed|method|images" -> result, magnitude with no images."""
     cells, found = Cells(folder), {}
-    sizes = replace(sizes, grid=GRIDS[model])
+    sizes = replace(sizes, grid=(sizes.grid[0] / 10, *sizes.grid))
     plan = PLANS[model] if plan is None else plan
     wanted = [(REFERENCE, 0), *((name, count) for name, counts in plan.items() for count in counts)]
     for name, count in wanted:

@@ -244,11 +244,12 @@ def test_more_images_come_from_where_nothing_else_is_taken(studies, small):
         images.with_images(apart, 400)
 
 
-def test_images_are_told_beside_magnitude(studies, models, small, tmp_path, monkeypatch):
+def test_images_are_told_beside_magnitude(studies, models, small, tmp_path):
     images, tables = studies("pruning_images"), studies("pruning_tables")
-    monkeypatch.setitem(images.GRIDS, "net", (0.01,))
     plan = {"magnitude + K-FAC update": (20, 250), "OBS, K-FAC, recomputed": (20,)}
-    found = images.run("net", [0, 1], tmp_path, lambda seed: small, models.Sizes(steps=1), plan, (0.5, 0.8))
+    found = images.run(
+        "net", [0, 1], tmp_path, lambda seed: small, models.Sizes(steps=1, grid=(0.1,)), plan, (0.5, 0.8)
+    )
     assert tables.kept_images(tmp_path) == found
     said = tables.images_tables(found).splitlines()
     rows = [line for line in said if line.startswith("| magnitude + K-FAC update (2) | ")]

@@ -148,7 +148,7 @@ def products(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tens
     until ``mirrored`` fills them.
     """
     total: Tensor | None = None
-    rooms: dict[int, Tensor] = {}  # made anew for every pair, they would be mapped anew too
+    rooms: dict[int, Tensor] = {}  # made anew for every piece, they would be mapped anew too
 
     def widened(matrix: Tensor, side: int) -> Tensor:
         if matrix.dtype == dtype:
@@ -157,7 +157,7 @@ def products(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tens
             rooms[side] = matrix.new_empty(matrix.numel(), dtype=dtype)
         return rooms[side][: matrix.numel()].view(matrix.shape).copy_(matrix)
 
-    for left, right in pairs:
+    for left, right in _narrow(pairs, dtype):
         symmetric = left is right
         wide = widened(left, 0)
         other = wide if symmetric else widened(right, 1)
@@ -170,6 +170,17 @@ def products(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tens
                 total[:low, i : i + TILE] = 0
     assert total is not None
     return total
+
+
+def _narrow(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same pairs, by columns that fit CHUNK_BYTES in ``dtype`` where they are not in it already."""
+    for left, right in pairs:
+        rows = len(left) + (0 if left is right else len(right))
+        width = max(1, left.shape[1])  # a parameter without entries adds zeros
+        step = width if left.dtype == right.dtype == dtype else chunk(rows * dtype.itemsize)
+        for start in range(0, width, step):
+            part = left[:, start : start + step]
+            yield part, part if left is right else right[:, start : start + step]
 
 
 def mirrored(matrix: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ class ConvolutionWeight(Rule):
         channel = examples * each * g.element_size()
         step = chunk(channel) // SLICE * SLICE or (SLICE if SLICE * channel <= SLICE_BYTES else chunk(channel))
         step = min(step, outputs) if self.groups == 1 else outputs
-        places = [h.new_empty(h.shape[:2].numel() * step * each) for _, h in sides]  # used again for every slice
+        places = [one.new_empty(one.shape[:2].numel() * step * each) for _, one in sides]  # used again for every slice
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             for some in (slice(i, min(i + step, outputs)) for i in range(0, outputs, step)):
@@ -156,10 +156,7 @@ class ConvolutionWeight(Rule):
                     size = (*cotangents.shape[:2], *part.shape)
                     out = place[: math.prod(size)].view(size)
                     made.append(part.gradients(inputs, cotangents[:, :, some], out).flatten(2).flatten(0, 1))
-                width = made[0].shape[1] if dtype == g.dtype else chunk(examples * dtype.itemsize)
-                for start in range(0, made[0].shape[1], width):
-                    narrow = [one[:, start : start + width] for one in made]
-                    yield narrow[0], narrow[-1]
+                yield made[0], made[-1]
 
         return products(pairs(), dtype).view(*g.shape[:2], *h.shape[:2])
 

@@ -4,7 +4,7 @@ A[(s, c), (s', c')] = sum over windows of x_c(window at s) x_c'(window at s') de
 through the shift s' - s, but for windows at the border: (2k - 1)^2 shifts instead of k^4 pairs, half of them by
 symmetry. With the correlation of the whole image at a shift, a pair of positions only has to take off the rows and
 columns that its windows never reach, and add back their corners. Exact for stride 1; zero rows, which padding makes,
-are skipped. Other strides, and few channels, go by patches.
+are skipped. Other strides go by patches.
 
 The correlations at all shifts together are the weight gradient of a convolution of the image with itself, which the
 libraries that train networks are made for.
